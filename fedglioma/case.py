@@ -1,0 +1,121 @@
+"""The vocabulary: modality, gene, genotype, case, and why a case was left out.
+
+Orders are fixed here and stored with every cache and checkpoint, never inferred:
+channels are ``flair, t1ce, t1, t2``; genes are ``idh, atrx, codel_1p19q``.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+UNKNOWN = -1
+"""Label of a marker that was not measured. 0 is wild-type or intact, 1 is mutant or codeleted."""
+
+
+class Modality(StrEnum):
+    """An MRI sequence; members stand in channel order."""
+
+    FLAIR = "flair"
+    T1CE = "t1ce"
+    T1 = "t1"
+    T2 = "t2"
+
+
+CHANNELS: tuple[Modality, ...] = tuple(Modality)
+
+
+class Gene(StrEnum):
+    """A molecular marker that the networks predict; members stand in task order."""
+
+    IDH = "idh"
+    ATRX = "atrx"
+    CODEL = "codel_1p19q"
+
+
+GENES: tuple[Gene, ...] = tuple(Gene)
+
+GENE_TITLES: dict[Gene, str] = {Gene.IDH: "IDH", Gene.ATRX: "ATRX", Gene.CODEL: "1p/19q"}
+CLASS_TITLES: dict[Gene, tuple[str, str]] = {
+    Gene.IDH: ("wild-type", "mutant"),
+    Gene.ATRX: ("wild-type", "mutant"),
+    Gene.CODEL: ("intact", "codeleted"),
+}
+
+
+class Frozen(BaseModel):
+    """A value: checked when made, never changed after, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Genotype(Frozen):
+    """Status of the three markers of one patient, ``UNKNOWN`` where not measured."""
+
+    idh: int = Field(default=UNKNOWN, ge=-1, le=1)
+    atrx: int = Field(default=UNKNOWN, ge=-1, le=1)
+    codel_1p19q: int = Field(default=UNKNOWN, ge=-1, le=1)
+
+    def label(self, gene: Gene) -> int:
+        """Return the label of one marker: 0, 1 or ``UNKNOWN``."""
+        return int(getattr(self, gene.value))
+
+    def labels(self) -> tuple[int, ...]:
+        """Return the labels in task order."""
+        return tuple(self.label(gene) for gene in GENES)
+
+    @property
+    def known(self) -> bool:
+        """Whether at least one marker was measured."""
+        return any(label != UNKNOWN for label in self.labels())
+
+
+class Outcome(Frozen):
+    """Follow-up from diagnosis: days, and whether the patient died (1) or was censored (0)."""
+
+    os_days: float = Field(ge=0)
+    os_event: int = Field(ge=0, le=1)
+
+
+class Case(Frozen):
+    """One imaging visit of one patient, as a hospital holds it.
+
+    ``patient`` is the cohort's ``participant_id`` and the key of every split. It stays at the site.
+    """
+
+    patient: str
+    site: str
+    volumes: dict[Modality, Path]
+    mask: Path | None = None
+    genotype: Genotype = Genotype()
+    grade: int | None = None
+    age: float | None = None
+    sex: str | None = None
+    outcome: Outcome | None = None
+    scanner: str | None = None
+    field_strength_t: float | None = None
+    purpose: str | None = None
+
+    @property
+    def present(self) -> tuple[Modality, ...]:
+        """Modalities that this case has, in channel order."""
+        return tuple(m for m in CHANNELS if m in self.volumes)
+
+
+class Finding(Frozen):
+    """One case, one stage, one reason in words: an exclusion or a warning about a case that is kept.
+
+    ``code`` is a stable short name (``truncated``, ``constant``, ``label``, ...) that tables group by;
+    ``message`` says what is wrong and what to do, in one line, without a path outside the cohort.
+    """
+
+    patient: str
+    site: str
+    code: str
+    message: str
+    stage: str = "read"
+
+
+def subset_name(present: tuple[Modality, ...]) -> str:
+    """Return the name of a modality subset, as in ``flair+t1ce+t1``; ``none`` for the empty one."""
+    return "+".join(m.value for m in CHANNELS if m in present) or "none"

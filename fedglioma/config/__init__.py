@@ -1,0 +1,1 @@
+"""Checked settings: what a site decides, what the coordinator decides."""

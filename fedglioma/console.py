@@ -1,0 +1,150 @@
+"""How a command talks: results on stdout, everything human on stderr, one exit code.
+
+Results are text or one JSON envelope; progress is a bar on a terminal and a plain line every few
+seconds elsewhere; an error is one line, never a traceback.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from types import FrameType
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress as RichBar, TextColumn, TimeRemainingColumn
+
+from fedglioma.errors import FedGliomaError
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+INTERRUPTED = 130
+PLAIN_INTERVAL_S = 5.0
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) as work goes on."""
+
+
+def silent(done: int, total: int) -> None:
+    """Show nothing: the progress of callers that do not ask for any."""
+
+
+class OutputFormat(StrEnum):
+    """How a command prints its result."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def human() -> Console:
+    """Return a console on stderr; rich itself respects ``NO_COLOR``."""
+    return Console(stderr=True, highlight=False)
+
+
+def emit(data: dict[str, Any], text: str, output: OutputFormat, *, exit_code: int = 0) -> None:
+    """Print a command's result on stdout: ``text``, or ``data`` in the JSON envelope."""
+    if output is OutputFormat.JSON:
+        status = "ok" if exit_code == 0 else "error"
+        envelope = {"schema_version": SCHEMA_VERSION, "status": status, "exit_code": exit_code, "data": data}
+        sys.stdout.write(json.dumps(envelope, indent=2, allow_nan=False, default=str) + "\n")
+    elif text:
+        sys.stdout.write(text.rstrip("\n") + "\n")
+    sys.stdout.flush()
+
+
+def fail(error: FedGliomaError, output: OutputFormat) -> NoReturn:
+    """Print the error in one line (and as the envelope, if JSON was asked for) and end with its code."""
+    human().print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+    if output is OutputFormat.JSON:
+        emit({"error": str(error), "kind": type(error).__name__}, "", output, exit_code=error.exit_code)
+    raise SystemExit(error.exit_code)
+
+
+@contextmanager
+def door(output: OutputFormat) -> Iterator[None]:
+    """Turn what a command raises into one line and an exit code: the only place that catches.
+
+    A full disk and a missing permission are the operator's to mend, so they are told in words; any
+    other surprise is a defect and is named as one, with its traceback at log level DEBUG.
+    """
+    try:
+        yield
+    except FedGliomaError as error:
+        fail(error, output)
+    except KeyboardInterrupt:
+        human().print("[yellow]interrupted:[/] what was finished is kept; the same command continues it")
+        raise SystemExit(INTERRUPTED) from None
+    except OSError as error:
+        logger.debug("operating system error", exc_info=True)
+        place = f" ({error.filename})" if error.filename else ""
+        fail(
+            FedGliomaError(f"{error.strerror or error}{place}: check space and permissions, then run again"),
+            output,
+        )
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Make SIGTERM end a command the way Ctrl-C does, so that both leave a resumable state."""
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def progress(title: str, *, unit: str = "") -> Iterator[Progress]:
+    """Give a callback ``(done, total)`` that shows a bar on a terminal and plain lines elsewhere."""
+    console = human()
+    if not console.is_terminal:
+        yield _plain(title, unit, console)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeRemainingColumn(),
+    )
+    with RichBar(*columns, console=console, transient=False) as bar:
+        task = bar.add_task(title, total=None)
+
+        def update(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield update
+
+
+def _plain(title: str, unit: str, console: Console) -> Progress:
+    last = 0.0
+
+    def update(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done == total or now - last >= PLAIN_INTERVAL_S:
+            last = now
+            console.print(f"{title}: {done}/{total} {unit}".rstrip(), markup=False, soft_wrap=True)
+
+    return update
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def quiet_flower() -> None:
+    """Switch off what Flower would do over the network; call before anything imports ``flwr``."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    os.environ.setdefault("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1")

@@ -1,0 +1,1 @@
+"""From a cohort on disk to batches of tensors."""

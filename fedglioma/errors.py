@@ -1,0 +1,60 @@
+"""Everything that fedglioma raises on purpose.
+
+::
+
+    FedGliomaError              1   the run failed
+    ├── ConfigError             2   a setting, a file or an argument is wrong
+    ├── QuorumError             3   too few sites answered in time
+    ├── DataError               4   the data cannot be used
+    │   └── ModalityMissing         a case lacks what was asked of it
+    ├── PolicyError             5   the site's policy refuses
+    ├── ProtocolError           1   a message or a checkpoint is not what was agreed
+    └── AggregationError        1   the sites' updates cannot be combined
+
+The number is the exit code of a command that ends with the error; ``docs/exit-codes.md`` has a
+paragraph for each. A message names the place, the value and the remedy, in one line.
+"""
+
+from typing import ClassVar
+
+
+class FedGliomaError(Exception):
+    """The run failed for a reason that its message gives."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(FedGliomaError):
+    """A setting, a file or an argument is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class QuorumError(FedGliomaError):
+    """Too few sites answered in time for the round to count."""
+
+    exit_code = 3
+
+
+class DataError(FedGliomaError):
+    """The data cannot be used as they are."""
+
+    exit_code = 4
+
+
+class ModalityMissing(DataError):
+    """A case lacks a modality that was asked of it and cannot be spared."""
+
+
+class PolicyError(FedGliomaError):
+    """The site's own policy refuses what the coordinator asks."""
+
+    exit_code = 5
+
+
+class ProtocolError(FedGliomaError):
+    """A message or a checkpoint is not what server and sites agreed on."""
+
+
+class AggregationError(FedGliomaError):
+    """The sites' updates cannot be combined into one model."""

@@ -1,0 +1,1 @@
+"""What training minimises; every loss is a value per case."""

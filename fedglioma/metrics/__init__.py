@@ -1,0 +1,1 @@
+"""Measures of predictions, each with its definition."""

@@ -1,0 +1,1 @@
+"""The networks, each a file, and the one list of their names."""
