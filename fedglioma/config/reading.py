@@ -1,0 +1,54 @@
+"""Settings files: YAML in, and errors that name file, key, value and what is allowed."""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from fedglioma.errors import ConfigError
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file.
+
+    Raises
+    ------
+    ConfigError
+        The file is absent, unreadable, not UTF-8, not YAML, or not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such settings file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"{path}:{place} not valid YAML: {getattr(error, 'problem', error)}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{path}: a settings file holds 'key: value' lines, this one holds {type(content).__name__}"
+        )
+    return content
+
+
+def explain(error: ValidationError, model: type[BaseModel], place: str) -> str:
+    """Return what is wrong in one line: place, key, value, what is allowed."""
+    parts = []
+    for problem in error.errors():
+        key = ".".join(str(step) for step in problem["loc"]) or "settings"
+        if problem["type"] == "extra_forbidden":
+            near = get_close_matches(key.rsplit(".", maxsplit=1)[-1], model.model_fields, n=1)
+            hint = f", did you mean {near[0]}?" if near else ""
+            parts.append(f"{key}: unknown setting{hint}")
+        elif problem["type"] == "missing":
+            parts.append(f"{key}: is needed and not set")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            parts.append(f"{key}: {problem['input']!r} is not allowed ({message[0].lower()}{message[1:]})")
+    return f"{place}: " + "; ".join(parts)

@@ -1,0 +1,128 @@
+"""RunConfig: what the coordinator decides for all sites of one run.
+
+One flat table of scalars, because Flower's run configuration is one; keys there and in YAML may be
+written with hyphens or underscores. Defaults are the MDPNet paper's recipe with the decisions of its
+specification (batch 2, Adam, 1e-4, crop 128, width 16, group normalisation).
+"""
+
+from collections.abc import Mapping
+from math import ceil
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from fedglioma.case import Frozen
+from fedglioma.config.reading import explain, read_yaml
+from fedglioma.errors import ConfigError
+
+Preset = Literal["recommended", "reference"]
+Strategy = Literal["fedavg", "fedprox"]
+Weighting = Literal["auto", "uncertainty", "fixed"]
+
+
+class RunConfig(Frozen):
+    """Settings of a run; every field can be set on the command line, in the environment or in a file."""
+
+    model: Literal["mdpnet"] = Field(default="mdpnet", description="network to train")
+    preset: Preset = Field(
+        default="recommended",
+        description="recommended, or reference: as close to the published code as makes sense",
+    )
+    width: int = Field(default=16, ge=1, le=64, description="channels of the first layer; 16 is the paper's")
+    crop: int = Field(default=128, ge=16, le=256, description="edge of the training crop in voxels")
+    spacing_mm: float = Field(
+        default=1.0, ge=0.5, le=8.0, description="isotropic voxel edge of the prepared volumes"
+    )
+    rounds: int = Field(default=50, ge=1, description="federated rounds")
+    local_epochs: int = Field(default=1, ge=1, description="epochs that a site trains in a round")
+    batch_size: int = Field(default=2, ge=1, description="cases in a batch")
+    lr: float = Field(default=1e-4, gt=0, description="learning rate of Adam at the first epoch")
+    weight_decay: float = Field(
+        default=1e-5, ge=0, description="L2 penalty; never on norms, biases, positions or loss weights"
+    )
+    schedule: Literal["poly", "const"] = Field(
+        default="poly", description="poly: lr * (1 - epoch / epochs) ** 0.9 over the whole run; const: none"
+    )
+    strategy: Strategy = Field(default="fedavg", description="how updates become one model")
+    proximal_mu: float = Field(
+        default=0.01, ge=0, description="pull towards the global weights (fedprox only)"
+    )
+    weighting: Weighting = Field(
+        default="auto",
+        description="weights of the three tasks: uncertainty (learned), fixed (equal), "
+        "or auto: uncertainty with fedavg, fixed with fedprox",
+    )
+    counts: Literal["global", "local"] = Field(
+        default="global",
+        description="class counts behind the loss margins: summed over the sites, or each site's own",
+    )
+    flips: bool = Field(default=True, description="random flips along each axis in training")
+    intensity: bool = Field(default=False, description="random intensity scale and shift in training")
+    seed: int = Field(default=1234, ge=0, description="seed of weights, splits, crops, batches")
+    selection: float = Field(
+        default=0.15, ge=0, lt=1, description="share of patients held out to choose the model (simulation)"
+    )
+    report: float = Field(
+        default=0.25,
+        ge=0,
+        lt=1,
+        description="share of patients held out for the reported figures (simulation)",
+    )
+    quorum: int = Field(default=1, ge=1, description="sites that must answer for a round to count")
+    round_timeout_s: float = Field(default=3600.0, gt=0, description="seconds that a round may take")
+    bootstrap: int = Field(default=1000, ge=100, le=100_000, description="resamples behind every interval")
+
+    @model_validator(mode="after")
+    def _shares_leave_patients_to_train_on(self) -> Self:
+        if self.selection + self.report >= 0.95:
+            raise ValueError("selection + report: at least 5 % of the patients must be left to train on")
+        return self
+
+    @property
+    def pos_grid(self) -> tuple[int, int, int]:
+        """Token grid of the transformer: ceil(crop / 8) per axis; part of what sites must agree on."""
+        edge = ceil(self.crop / 8)
+        return edge, edge, edge
+
+    @property
+    def task_weighting(self) -> Literal["uncertainty", "fixed"]:
+        """``weighting`` with ``auto`` resolved.
+
+        With uncertainty weights the loss starts a few hundred times smaller, so that the proximal term
+        of FedProx would drown it; equal fixed weights keep the two on one scale.
+        """
+        if self.weighting != "auto":
+            return self.weighting
+        return "uncertainty" if self.strategy == "fedavg" else "fixed"
+
+    def learning_rate(self, epoch: int) -> float:
+        """Return the learning rate of an epoch of the whole run, counted from 0 over all rounds."""
+        if self.schedule == "const":
+            return self.lr
+        return self.lr * float((1 - epoch / (self.rounds * self.local_epochs)) ** 0.9)
+
+    @classmethod
+    def from_flower(cls, table: Mapping[str, Any]) -> Self:
+        """Return the settings in a Flower run configuration.
+
+        Raises
+        ------
+        ConfigError
+            A key is unknown or a value is not allowed.
+        """
+        return cls.from_mapping(table, "run configuration")
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """Return the settings in a YAML file; its ``run:`` table where there is one."""
+        table = read_yaml(path)
+        return cls.from_mapping(table.get("run", table), str(path))
+
+    @classmethod
+    def from_mapping(cls, table: Mapping[str, Any], place: str) -> Self:
+        """Return checked settings; ``place`` is what an error names."""
+        try:
+            return cls.model_validate({str(key).replace("-", "_"): value for key, value in table.items()})
+        except ValidationError as error:
+            raise ConfigError(explain(error, cls, place)) from None

@@ -1,0 +1,87 @@
+"""SiteConfig: what a hospital decides, in ``site_config/<site>.yaml``.
+
+Paths in the file are relative to the file, so that a folder of settings can be moved as a whole.
+"""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, field_validator
+
+from fedglioma.case import Frozen
+from fedglioma.config.reading import explain, read_yaml
+from fedglioma.errors import ConfigError, PolicyError
+
+SITE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+SMALL_CELL_LIMIT = 5
+
+
+class Policy(Frozen):
+    """What the site agrees to do, whatever the coordinator asks for."""
+
+    models: tuple[str, ...] = ("mdpnet",)
+    strategies: tuple[str, ...] = ("fedavg", "fedprox")
+    max_rounds: int = Field(default=1000, ge=1)
+    max_local_epochs: int = Field(default=20, ge=1)
+
+    def check(self, *, model: str, strategy: str, rounds: int, local_epochs: int) -> None:
+        """Raise ``PolicyError`` for the first thing that the site does not agree to."""
+        if model not in self.models:
+            raise PolicyError(f"policy: model {model} is not among {', '.join(self.models)}")
+        if strategy not in self.strategies:
+            raise PolicyError(f"policy: strategy {strategy} is not among {', '.join(self.strategies)}")
+        if rounds > self.max_rounds:
+            raise PolicyError(f"policy: {rounds} rounds asked for, at most {self.max_rounds} allowed")
+        if local_epochs > self.max_local_epochs:
+            raise PolicyError(
+                f"policy: {local_epochs} local epochs asked for, at most {self.max_local_epochs} allowed"
+            )
+
+
+class SiteConfig(Frozen):
+    """A hospital's settings; nothing in it ever leaves the hospital."""
+
+    site: str
+    data: Path
+    layout: Literal["auto", "bids", "brats2021", "brats2023"] = "auto"
+    cache: Path = Path("cache")
+    device: str = "cpu"
+    workers: int = Field(default=1, ge=1, le=256)
+    threads: int = Field(default=0, ge=0, le=256)
+    small_cell_limit: int = Field(default=SMALL_CELL_LIMIT, ge=1)
+    policy: Policy = Policy()
+
+    @field_validator("site")
+    @classmethod
+    def _short_name(cls, value: str) -> str:
+        if not SITE_NAME.fullmatch(value):
+            raise ValueError("a site's name is 1-32 lower-case letters, digits, - or _")
+        return value
+
+
+def load_site_config(path: Path) -> SiteConfig:
+    """Return a hospital's settings, with ``data`` and ``cache`` as absolute paths.
+
+    Raises
+    ------
+    ConfigError
+        The file is absent, not YAML, or a key or value is not allowed.
+    """
+    table = read_yaml(path)
+    try:
+        config = SiteConfig.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError(explain(error, SiteConfig, str(path))) from None
+    if config.site != path.stem and path.stem != "example":
+        raise ConfigError(f"{path}: site: {config.site!r} does not match the file's name; rename one of them")
+    base = path.resolve().parent
+    return config.model_copy(update={"data": base / config.data, "cache": base / config.cache})
+
+
+def site_name(text: str) -> str:
+    """Return a cohort's free text as a site's name: lower case, other characters as hyphens."""
+    name = re.sub(r"[^a-z0-9_-]+", "-", text.strip().lower()).strip("-_")[:32].strip("-_")
+    if not name:
+        raise ConfigError(f"site {text!r}: needs at least one letter or digit")
+    return name

@@ -1,0 +1,194 @@
+"""The run folder's files as checked models: what a round wrote is what the report reads.
+
+``run.json`` is a RunRecord, each line of ``rounds.jsonl`` a RoundRecord; neither holds a patient's id,
+a path or a date of a patient. Files are written to a temporary name, flushed to disk and renamed.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedglioma.case import Gene
+from fedglioma.config.run import RunConfig
+from fedglioma.errors import ConfigError
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class Record(BaseModel):
+    """A value on disk: checked on reading, no unknown fields, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+
+
+class SiteData(Record):
+    """What the coordinator knows of a site's data after the statistics round (simulation: and before it).
+
+    Cells below the site's small-cell limit are None; ``cases`` is rounded up to a multiple of it.
+    """
+
+    cases: int
+    labels: dict[Gene, tuple[int | None, int | None, int | None]] = Field(
+        description="per gene: wild-type or intact, mutant or codeleted, unknown"
+    )
+    modalities: dict[str, int | None] = Field(description="per modality subset: training cases")
+    small_cell_limit: int
+
+
+class SplitCount(Record):
+    """Cases per split of one site; known to the coordinator in a simulation only."""
+
+    train: int = 0
+    selection: int = 0
+    report: int = 0
+
+
+class DataIssue(Record):
+    """Cases left out, or kept with a warning, by site and reason; no ids."""
+
+    site: str
+    kind: Literal["excluded", "warning"]
+    code: str
+    cases: int
+    explanation: str
+
+
+class RunRecord(Record):
+    """run.json: what was run, with what, on what."""
+
+    schema_version: int = 1
+    run_id: str
+    created: str
+    finished: str | None = None
+    status: Literal["running", "completed", "interrupted", "failed"] = "running"
+    engine: str
+    command: str
+    synthetic: bool
+    versions: dict[str, str]
+    settings: RunConfig
+    cohorts: list[str] = Field(description="names of the cohorts, no paths")
+    data_digest: str = Field(description="sha256 over the digests of all prepared cases, sorted")
+    parameters: int
+    payload_bytes: int = Field(description="bytes of one update as it travels")
+    splits: dict[str, SplitCount]
+    sites: dict[str, SiteData] = {}
+    class_counts: dict[Gene, tuple[float, float]] = Field(
+        default={}, description="training counts behind the loss margins, suppressed cells estimated"
+    )
+    suppressed_cells: int = 0
+    issues: list[DataIssue] = []
+
+
+class SiteRound(Record):
+    """One site in one round."""
+
+    status: Literal["ok", "error", "refused", "no_reply", "idle"]
+    reason: str | None = None
+    weights: dict[str, float] = Field(default={}, description="aggregation weight per parameter group")
+    steps: int = 0
+    loss: float | None = None
+    loss_by_gene: dict[Gene, float | None] = {}
+    seconds: dict[str, float] = Field(default={}, description="by phase: load, train, pack")
+    bytes_down: int = 0
+    bytes_up: int = 0
+    update_norm: float | None = None
+
+
+class HeldOutRound(Record):
+    """The global model on the selection split after a round; None where undefined."""
+
+    cases: int
+    loss: float | None
+    loss_by_gene: dict[Gene, float | None]
+    auc: dict[Gene, float | None]
+    accuracy: dict[Gene, float | None]
+
+
+class RoundRecord(Record):
+    """A line of rounds.jsonl. Round 0 is the untrained model and has no sites."""
+
+    round: int
+    seconds: dict[str, float] = Field(
+        default={}, description="by phase: sites, aggregate, evaluate, checkpoint"
+    )
+    sites: dict[str, SiteRound] = {}
+    heldout: HeldOutRound
+    log_variances: dict[Gene, float] = Field(
+        default={}, description="uncertainty weights s_t after the round"
+    )
+    selected: bool = Field(default=False, description="lowest held-out loss so far")
+
+
+class PrivacyRecord(Record):
+    """privacy.json: what protects the patients of this run, and what does not."""
+
+    differentially_private: bool = False
+    statement: str
+    small_cell_limit: int
+    leaves_a_site: list[str]
+    never_leaves_a_site: list[str]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, record: BaseModel | dict[str, Any]) -> None:
+    """Write a record as indented JSON, whole or not at all."""
+    data = record.model_dump(mode="json") if isinstance(record, BaseModel) else record
+    write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """Return a record from disk.
+
+    Raises
+    ------
+    ConfigError
+        The file is absent or does not hold such a record.
+    """
+    try:
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: not there; is this a run folder?") from None
+    except (ValidationError, UnicodeDecodeError) as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(f"{path}: does not hold a {kind.__name__} ({first})") from None
+
+
+def write_rounds(path: Path, rounds: Iterable[RoundRecord]) -> None:
+    """Write rounds.jsonl anew: one line per round, whole or not at all."""
+    write_text(path, "".join(record.model_dump_json() + "\n" for record in rounds))
+
+
+def read_rounds(path: Path) -> list[RoundRecord]:
+    """Return the rounds of a run folder; an absent file is no rounds.
+
+    Raises
+    ------
+    ConfigError
+        A line is not a round's record.
+    """
+    if not path.exists():
+        return []
+    rounds = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            rounds.append(RoundRecord.model_validate_json(line))
+        except ValidationError as error:
+            raise ConfigError(f"{path}: line {number}: {str(error).splitlines()[0]}") from None
+    return rounds
