@@ -1,0 +1,66 @@
+"""ClientApp: unpack, call, pack. What goes wrong at a site becomes a refusal that names no data."""
+
+import logging
+from collections.abc import Callable
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from fedglioma.errors import FedGliomaError, PolicyError, ProtocolError
+from fedglioma.weights import FlatArrays
+from fedglioma.wire import Body, Refusal, StatisticsRequest, TrainRequest, body_of, reply_to, weights_of
+from fedglioma_client.round import statistics_round, train_round
+from fedglioma_client.site import resolve_site, site_of
+
+logger = logging.getLogger(__name__)
+
+app = ClientApp()
+
+Answer = tuple[Body, FlatArrays | None]
+
+
+@app.query("statistics")
+def statistics(message: Message, context: Context) -> Message:
+    """Answer the statistics round."""
+
+    def answer() -> Answer:
+        request = body_of(message.content, StatisticsRequest)
+        return statistics_round(request, resolve_site(context, request.settings)), None
+
+    return _answered(message, context, answer)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Answer a training round."""
+
+    def answer() -> Answer:
+        request = body_of(message.content, TrainRequest)
+        weights = weights_of(message.content)
+        return train_round(request, weights, resolve_site(context, request.settings))
+
+    return _answered(message, context, answer)
+
+
+def _answered(message: Message, context: Context, answer: Callable[[], Answer]) -> Message:
+    try:
+        body, arrays = answer()
+    except FedGliomaError as error:
+        logger.warning("round not answered: %s", error)
+        return reply_to(message, _refusal(context, error))
+    except Exception as error:  # a defect at one site must not end the others' run; it is logged here in full
+        logger.exception("round not answered")
+        return reply_to(message, _refusal(context, error))
+    return reply_to(message, body, arrays)
+
+
+def _refusal(context: Context, error: Exception) -> Refusal:
+    """Return a no without a path or patient in it: only errors about terms and messages speak."""
+    speaks = isinstance(error, PolicyError | ProtocolError)
+    code = error.exit_code if isinstance(error, FedGliomaError) else 1
+    return Refusal(
+        site=site_of(context),
+        error=type(error).__name__,
+        exit_code=code,
+        reason=str(error) if speaks else "the reason is in the site's own log",
+    )

@@ -1,0 +1,168 @@
+"""One round of a site's work: counts for the statistics round, weights for a training round."""
+
+import time
+from functools import partial
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedglioma.case import GENES, Gene
+from fedglioma.config.run import RunConfig
+from fedglioma.counts import count_cases
+from fedglioma.data.augment import Augmentation
+from fedglioma.data.dataset import CaseDataset
+from fedglioma.data.loader import train_batches
+from fedglioma.errors import DataError, FedGliomaError, ProtocolError
+from fedglioma.losses.multitask import GenotypeLoss
+from fedglioma.losses.proximal import proximal_penalty
+from fedglioma.seeds import derive_seed, seed_torch
+from fedglioma.training.fit import FitSummary, fit_epoch, parameter_groups
+from fedglioma.training.learner import build_learner, layout_of
+from fedglioma.weights import FlatArrays, pack, unpack
+from fedglioma.wire import StatisticsReply, StatisticsRequest, TrainReply, TrainRequest
+from fedglioma_client.site import Site
+
+FLIP = 0.5
+INTENSITY = 0.1
+"""Probability of a flip per axis; half-width of scale and shift (MDPNet's published code)."""
+
+
+def check_policy(site: Site, settings: RunConfig) -> None:
+    """Raise ``PolicyError`` unless the site agrees to the run's terms; asked before data are touched."""
+    site.config.policy.check(
+        model=settings.model,
+        strategy=settings.strategy,
+        rounds=settings.rounds,
+        local_epochs=settings.local_epochs,
+    )
+
+
+def statistics_round(request: StatisticsRequest, site: Site) -> StatisticsReply:
+    """Return what the site publishes of itself: counts under the small-cell rule and its layout's digest."""
+    check_policy(site, request.settings)
+    counts = count_cases([prepared.case for prepared in site.cases], site.config.small_cell_limit)
+    return StatisticsReply(
+        site=site.config.site,
+        version=version("fedglioma"),
+        layout=layout_of(request.settings).digest,
+        cases=counts.cases,
+        labels=counts.labels,
+        modalities=counts.modalities,
+        weights=counts.weights,
+        small_cell_limit=counts.limit,
+    )
+
+
+def train_round(request: TrainRequest, weights: FlatArrays, site: Site) -> tuple[TrainReply, FlatArrays]:
+    """Train the global weights on the site's cases for one round.
+
+    Returns the report and the site's weights. Only cases with at least one known label are trained on.
+    The optimizer starts afresh each round; its state stays here and is forgotten.
+
+    Raises
+    ------
+    PolicyError
+        The site does not agree to the run's terms.
+    ProtocolError
+        The weights are not of the network that this site builds.
+    DataError
+        The site has no labelled case.
+    FedGliomaError
+        Training diverged.
+    """
+    settings, config = request.settings, site.config
+    check_policy(site, settings)
+    labelled = [prepared for prepared in site.cases if prepared.case.genotype.known]
+    if not labelled:
+        raise DataError("no case with a known label to train on")
+    started = time.perf_counter()
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    seed_torch(settings.seed, "train", config.site, request.round)
+    device = torch.device(config.device)
+    counts = request.class_counts if settings.counts == "global" else local_counts(site)
+    learner = build_learner(settings, counts)
+    if layout_of(settings).digest != request.layout:
+        raise ProtocolError("weights: the coordinator's network differs from the one that this site builds")
+    unpack(weights, learner.model, learner.loss)
+    learner.to(device)
+    prepared_s = time.perf_counter() - started
+
+    summary = _train(request, site, learner.model, learner.loss, device)
+
+    packing = time.perf_counter()
+    arrays = pack(learner.model, learner.loss)
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise FedGliomaError("training diverged: the weights are no longer finite numbers")
+    published = count_cases([prepared.case for prepared in site.cases], config.small_cell_limit)
+    seconds = {
+        "setup": prepared_s,
+        "load": summary.load_s,
+        "train": summary.train_s,
+        "pack": time.perf_counter() - packing,
+    }
+    reply = TrainReply(
+        site=config.site,
+        round=request.round,
+        layout=request.layout,
+        weights=published.weights,
+        steps=summary.steps,
+        loss=_coarse(summary.loss),
+        loss_by_gene={gene: _coarse(value) for gene, value in summary.loss_by_gene().items()},
+        seconds={phase: round(value, 4) for phase, value in seconds.items()},
+    )
+    return reply, arrays
+
+
+def _train(
+    request: TrainRequest, site: Site, model: nn.Module, loss: GenotypeLoss, device: torch.device
+) -> FitSummary:
+    settings = request.settings
+    labelled = [prepared for prepared in site.cases if prepared.case.genotype.known]
+    dataset = CaseDataset(
+        labelled,
+        crop=settings.crop,
+        augment=Augmentation(
+            flip=FLIP if settings.flips else 0.0,
+            scale=INTENSITY if settings.intensity else 0.0,
+            shift=INTENSITY if settings.intensity else 0.0,
+        ),
+        seed=derive_seed(settings.seed, "crops", site.config.site),
+    )
+    optimizer = torch.optim.Adam(parameter_groups(model, loss, settings.weight_decay), lr=settings.lr)
+    penalty = None
+    if request.proximal_mu > 0:
+        parameters = [*model.parameters(), *loss.parameters()]
+        anchors = [parameter.detach().clone() for parameter in parameters]
+        penalty = partial(proximal_penalty, parameters, anchors, request.proximal_mu)
+    summary = FitSummary()
+    for local_epoch in range(settings.local_epochs):
+        epoch = (request.round - 1) * settings.local_epochs + local_epoch
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate(epoch)
+        batches = train_batches(
+            dataset,
+            batch_size=settings.batch_size,
+            seed=derive_seed(settings.seed, "order", site.config.site),
+            epoch=epoch,
+        )
+        fit_epoch(model, loss, optimizer, batches, device=device, penalty=penalty, summary=summary)
+    return summary
+
+
+def local_counts(site: Site) -> dict[Gene, tuple[float, float]]:
+    """Return the site's own class counts, which then never leave it."""
+    labels = [prepared.case.genotype for prepared in site.cases]
+    return {
+        gene: (
+            float(sum(genotype.label(gene) == 0 for genotype in labels)),
+            float(sum(genotype.label(gene) == 1 for genotype in labels)),
+        )
+        for gene in GENES
+    }
+
+
+def _coarse(value: float | None) -> float | None:
+    """Return a loss to four significant digits: enough for a curve, little about one case."""
+    return None if value is None else float(f"{value:.4g}")

@@ -1,0 +1,71 @@
+"""Context -> Site: the only difference between a real hospital and a simulated one.
+
+A real node carries ``site-config``, the path of its own settings; a virtual node carries ``partition-id``
+and the run names the simulation plan of this machine.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from fedglioma.data.cache import Cache
+from fedglioma.data.prepare import PreparedCase, PrepareSettings, prepare_cases
+from flwr.app import Context
+
+from fedglioma.config.run import RunConfig
+from fedglioma.config.site import SiteConfig, load_site_config
+from fedglioma.data.cohort import read_cohort
+from fedglioma.data.plan import PLAN_KEY, load_plan, plan_path
+from fedglioma.errors import ConfigError
+
+SITE_CONFIG_KEY = "site-config"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A hospital as its node sees it: settings and prepared training cases."""
+
+    config: SiteConfig
+    cases: tuple[PreparedCase, ...]
+
+
+def resolve_site(context: Context, settings: RunConfig) -> Site:
+    """Return the site that a node stands for.
+
+    Raises
+    ------
+    ConfigError
+        The node carries neither, or the run asks a real node to read a simulation plan.
+    """
+    node: Mapping[str, object] = context.node_config
+    if SITE_CONFIG_KEY in node:
+        if PLAN_KEY in context.run_config:
+            raise ConfigError("run configuration: a real site does not read a simulation plan")
+        return _real_site(Path(str(node[SITE_CONFIG_KEY])), settings.spacing_mm)
+    path = plan_path(context.run_config)
+    if "partition-id" in node and path is not None:
+        chosen = load_plan(path).sites[int(str(node["partition-id"]))]
+        return Site(chosen.settings, chosen.cases)
+    raise ConfigError(f"node: carries neither {SITE_CONFIG_KEY} nor partition-id with a run's {PLAN_KEY}")
+
+
+def site_of(context: Context) -> str:
+    """Return the site's name for messages that are sent before, or instead of, reading its data."""
+    node: Mapping[str, object] = context.node_config
+    if SITE_CONFIG_KEY in node:
+        return Path(str(node[SITE_CONFIG_KEY])).stem
+    path = plan_path(context.run_config)
+    if "partition-id" in node and path is not None:
+        sites = load_plan(path).sites
+        return sites[int(str(node["partition-id"]))].settings.site
+    return "unknown"
+
+
+@lru_cache(maxsize=1)
+def _real_site(path: Path, spacing_mm: float) -> Site:
+    config = load_site_config(path)
+    cohort = read_cohort(config.data, layout=None if config.layout == "auto" else config.layout)
+    settings = PrepareSettings(spacing_mm=spacing_mm)
+    prepared = prepare_cases(cohort.cases, settings, Cache(config.cache), workers=config.workers)
+    return Site(config, prepared.cases)

@@ -1,0 +1,152 @@
+"""The messages between server and sites, and the only place that knows their record keys.
+
+A message is one JSON text of a checked model, beside the weights where there are any. Whatever is not
+a field here cannot travel: no path, id, name, date or image has a field.
+"""
+
+from typing import Literal, TypeVar
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from pydantic import Field, ValidationError
+
+from fedglioma.case import Frozen, Gene
+from fedglioma.config.run import RunConfig
+from fedglioma.errors import ProtocolError
+from fedglioma.weights import FlatArrays, from_record, to_record
+
+PROTOCOL: Literal[1] = 1
+STATISTICS = "query.statistics"
+TRAIN = "train"
+
+_BODY = "fedglioma"
+_WEIGHTS = "weights"
+
+T = TypeVar("T", bound="Body")
+
+
+class Body(Frozen):
+    """What every message carries; a version that the receiver does not speak is refused."""
+
+    protocol: Literal[1] = PROTOCOL
+
+
+class StatisticsRequest(Body):
+    """Round 0: who are you, what do you build, and which cases do you hold."""
+
+    settings: RunConfig
+
+
+class StatisticsReply(Body):
+    """Counts over a site's training cases; None stands for a cell below the site's small-cell limit."""
+
+    kind: Literal["statistics"] = "statistics"
+    site: str
+    version: str
+    layout: str = Field(description="digest of the weights' layout that this site builds")
+    cases: int = Field(ge=0, description="rounded up to a multiple of the small-cell limit")
+    labels: dict[Gene, tuple[int | None, int | None, int | None]]
+    modalities: dict[str, int | None]
+    weights: dict[str, float] = Field(description="aggregation weight per group, from the published counts")
+    small_cell_limit: int = Field(ge=1)
+
+
+class TrainRequest(Body):
+    """One round of local work; the global weights travel beside it."""
+
+    round: int = Field(ge=1)
+    settings: RunConfig
+    proximal_mu: float = Field(ge=0)
+    class_counts: dict[Gene, tuple[float, float]]
+    layout: str
+
+
+class TrainReply(Body):
+    """What a site reports of a round; its weights travel beside it."""
+
+    kind: Literal["train"] = "train"
+    site: str
+    round: int
+    layout: str
+    weights: dict[str, float]
+    steps: int
+    loss: float | None
+    loss_by_gene: dict[Gene, float | None]
+    seconds: dict[str, float]
+
+
+class Refusal(Body):
+    """A site's no: the class of the error and its exit code; words only where they cannot name data."""
+
+    kind: Literal["refusal"] = "refusal"
+    site: str
+    error: str
+    exit_code: int
+    reason: str
+
+
+def request_record(body: Body, arrays: FlatArrays | None = None) -> RecordDict:
+    """Return a message's content."""
+    content = RecordDict({_BODY: ConfigRecord({"json": body.model_dump_json()})})
+    if arrays is not None:
+        content[_WEIGHTS] = to_record(arrays)
+    return content
+
+
+def reply_to(message: Message, body: Body, arrays: FlatArrays | None = None) -> Message:
+    """Return the answer to a message."""
+    return Message(request_record(body, arrays), reply_to=message)
+
+
+def body_of(content: RecordDict, kind: type[T]) -> T:
+    """Return the checked body of a message.
+
+    Raises
+    ------
+    ProtocolError
+        The message is not of this kind or of another protocol version.
+    """
+    record = content.get(_BODY)
+    text = record.get("json") if isinstance(record, ConfigRecord) else None
+    if not isinstance(text, str):
+        raise ProtocolError(
+            f"message: not a {kind.__name__} of fedglioma; do both ends run the same version?"
+        )
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(str(step) for step in problem["loc"])
+        raise ProtocolError(
+            f"message: not a {kind.__name__} ({place}: {problem['msg']}); do both ends run the same version?"
+        ) from None
+
+
+def is_refusal(content: RecordDict) -> bool:
+    """Whether a reply is a site's no."""
+    record = content.get(_BODY)
+    return isinstance(record, ConfigRecord) and '"kind":"refusal"' in str(record.get("json", ""))
+
+
+def weights_of(content: RecordDict) -> FlatArrays:
+    """Return the weights that travel with a message.
+
+    Raises
+    ------
+    ProtocolError
+        There are none, or they are not flat float32 arrays of the known groups.
+    """
+    record = content.get(_WEIGHTS)
+    if not isinstance(record, ArrayRecord):
+        raise ProtocolError("message: carries no weights")
+    return from_record(record)
+
+
+def payload_bytes(content: RecordDict) -> int:
+    """Return the bytes of weights and body in a message."""
+    size = 0
+    for record in content.values():
+        if isinstance(record, ArrayRecord):
+            size += sum(len(array.data) for array in record.values())
+        elif isinstance(record, ConfigRecord):
+            size += len(str(record.get("json", "")))
+    return size

@@ -1,0 +1,259 @@
+"""fedglioma-server: simulate a federation, make a synthetic cohort, analyse survival, write a report.
+
+Commands import what they need when they run: ``--help`` answers at once, and Flower is first imported
+after its telemetry was switched off.
+"""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedglioma import log
+from fedglioma.console import OutputFormat, door, emit, human, interruptible, progress, quiet_flower
+from fedglioma.errors import ConfigError
+from fedglioma_server.options import with_run_settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="The coordinating centre's side of a fedglioma federation. Research use only, not a medical device.",
+)
+
+Format = Annotated[OutputFormat, typer.Option("--format", help="text, or json: one envelope on stdout")]
+Cohorts = Annotated[
+    list[Path],
+    typer.Option("--cohort", help="folder with participants.tsv and images; may be repeated", metavar="DIR"),
+]
+LogLevel = Annotated[
+    str, typer.Option("--log-level", envvar="FEDGLIOMA_LOG_LEVEL", help="DEBUG, INFO or WARNING")
+]
+
+SYNTHETIC_BANNER = "SYNTHETIC DATA: made-up patients, nothing here is clinical evidence"
+
+
+def main() -> None:
+    """Run the command line."""
+    quiet_flower()
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False,
+) -> None:
+    """Print the version where asked."""
+    if show_version:
+        typer.echo(f"fedglioma {version('fedglioma')}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        raise typer.Exit(2)
+
+
+@app.command()
+@with_run_settings
+def simulate(
+    settings: dict[str, Any],
+    cohort: Cohorts = [],  # noqa: B006 (typer copies it)
+    synthetic: Annotated[
+        int | None,
+        typer.Option(help="train on this many synthetic patients instead of a cohort", min=12, metavar="N"),
+    ] = None,
+    synthetic_size: Annotated[
+        int, typer.Option(help="edge of the synthetic volumes in voxels (of 176 mm)", min=16, max=176)
+    ] = 32,
+    sites: Annotated[
+        str | None,
+        typer.Option(
+            help="which hospitals: names from the site column, a number to divide the patients into, "
+            "or settings files (site_config/a.yaml,b.yaml or a folder); default: every name in the site column",
+            metavar="SPEC",
+        ),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="inline (one process) or ray (worker processes, optional extra)")
+    ] = "inline",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="run folder; the same folder continues an interrupted run", metavar="DIR"),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="FEDGLIOMA_CACHE", help="prepared volumes; default: 'cache' beside the run folder"
+        ),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of run settings", metavar="FILE")] = None,
+    workers: Annotated[int, typer.Option(help="processes that prepare cases; 0: one per core", min=0)] = 0,
+    threads: Annotated[int, typer.Option(help="cores that train; 0: all", min=0)] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
+    small_cell_limit: Annotated[
+        int,
+        typer.Option(
+            help="counts from 1 to below this never leave a simulated hospital; 1: no suppression", min=1
+        ),
+    ] = 5,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be run, and stop")] = False,
+    output: Format = OutputFormat.TEXT,
+    log_level: LogLevel = "INFO",
+) -> None:
+    """Train one shared model over simulated hospitals on this machine, evaluate it, and write a report.
+
+    Ends with a run folder: the selected model, held-out metrics, survival curves and report.html.
+    Stopped with Ctrl-C, the same command continues after the last complete round.
+    """
+    with door(output), interruptible():
+        log.configure(log_level)
+        from fedglioma_server.run_simulation import Request, dry, run  # noqa: I001
+
+        request = Request(
+            given=settings,
+            config=config,
+            cohorts=tuple(cohort),
+            synthetic=synthetic,
+            synthetic_size=synthetic_size,
+            sites=sites,
+            engine=engine,
+            out=out,
+            cache=cache,
+            workers=workers,
+            threads=threads,
+            device=device,
+            small_cell_limit=small_cell_limit,
+        )
+        data, text = dry(request) if dry_run else run(request)
+        emit(data, text, output)
+
+
+@app.command()
+def synthesize(
+    out: Annotated[Path, typer.Argument(help="folder to make; must not exist or be empty", metavar="DIR")],
+    patients: Annotated[int, typer.Option(help="how many patients", min=1)] = 60,
+    sites: Annotated[
+        str,
+        typer.Option(
+            help="names of hospitals, or how many; ningxia, zhengzhou and henan have scanners of their own"
+        ),
+    ] = "ningxia,zhengzhou,henan",
+    size: Annotated[
+        int, typer.Option(help="edge in voxels of a 176 mm cube, 16 to 176; 0: 240 x 240 x 155 at 1 mm")
+    ] = 32,
+    overlap: Annotated[
+        float,
+        typer.Option(
+            help="1: imaging signs as rare as in the literature; 0: every genotype shows its signs",
+            min=0,
+            max=1,
+        ),
+    ] = 0.5,
+    label_noise: Annotated[
+        float, typer.Option(help="probability that pathology erred, per marker", min=0, max=1)
+    ] = 0.0,
+    layout: Annotated[str, typer.Option(help="bids, brats2021 or brats2023")] = "bids",
+    by_site: Annotated[
+        bool, typer.Option("--by-site", help="one cohort per hospital, each in a folder of its name")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="seed of everything", min=0)] = 0,
+    output: Format = OutputFormat.TEXT,
+    log_level: LogLevel = "INFO",
+) -> None:
+    """Write a synthetic multi-site cohort: made-up brains, tumours, scanners and survival.
+
+    Seconds per hundred patients at the default size. Nothing in it is clinical evidence.
+    """
+    with door(output), interruptible():
+        log.configure(log_level)
+        from fedglioma_server.run_synthesis import write_cohort
+
+        human().print(f"[bold yellow]{SYNTHETIC_BANNER}[/]")
+        with progress("synthesize", unit="patients") as shown:
+            data, text = write_cohort(
+                out,
+                patients=patients,
+                sites=sites,
+                size=size,
+                overlap=overlap,
+                label_noise=label_noise,
+                layout=layout,
+                by_site=by_site,
+                seed=seed,
+                progress=shown,
+            )
+        emit(data, text, output)
+
+
+@app.command()
+def survival(
+    table: Annotated[Path, typer.Argument(help="CSV or TSV table, or a cohort's folder", metavar="TABLE")],
+    time: Annotated[str | None, typer.Option(help="column of follow-up times; guessed where obvious")] = None,
+    event: Annotated[
+        str | None, typer.Option(help="column of deaths (1) and censored patients (0); guessed")
+    ] = None,
+    group: Annotated[
+        list[str],
+        typer.Option(
+            help="column that divides the patients, may be repeated; default: idh, atrx, codel_1p19q"
+        ),
+    ] = [],  # noqa: B006 (typer copies it)
+    unit: Annotated[
+        str | None, typer.Option(help="days or months; by default from the column's name")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for results, curves and figures", metavar="DIR")
+    ] = None,
+    output: Format = OutputFormat.TEXT,
+    log_level: LogLevel = "INFO",
+) -> None:
+    """Kaplan-Meier, log-rank and Cox by marker, for lower-grade, glioblastoma and mixed groups."""
+    with door(output):
+        log.configure(log_level)
+        from fedglioma_server.run_survival import analyse_file
+
+        data, text = analyse_file(table, time=time, event=event, groups=group, unit=unit, out=out)
+        emit(data, text, output)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        Path, typer.Argument(help="folder of a released model (model/ of a run)", metavar="MODEL")
+    ],
+    cohort: Cohorts,
+    out: Annotated[Path, typer.Option(help="folder for metrics, predictions and figures", metavar="DIR")],
+    cache: Annotated[Path | None, typer.Option(envvar="FEDGLIOMA_CACHE", help="prepared volumes")] = None,
+    workers: Annotated[int, typer.Option(help="processes that prepare cases; 0: one per core", min=0)] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
+    bootstrap: Annotated[int, typer.Option(help="resamples behind every interval", min=100)] = 1000,
+    output: Format = OutputFormat.TEXT,
+    log_level: LogLevel = "INFO",
+) -> None:
+    """Measure a saved model on a labelled cohort: metrics with intervals, per site and modality subset."""
+    with door(output), interruptible():
+        log.configure(log_level)
+        from fedglioma_server.run_evaluation import evaluate_model
+
+        data, text = evaluate_model(
+            model, cohort, out, cache=cache, workers=workers, device=device, resamples=bootstrap
+        )
+        emit(data, text, output)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="run folder", metavar="RUN")],
+    output: Format = OutputFormat.TEXT,
+    log_level: LogLevel = "INFO",
+) -> None:
+    """Write report.html of a run folder again, from what the run saved."""
+    with door(output):
+        log.configure(log_level)
+        from fedglioma_server.report import write_report
+
+        if not run.is_dir():
+            raise ConfigError(f"{run}: no such run folder")
+        path = write_report(run)
+        emit({"report": str(path)}, f"report: {path}", output)

@@ -1,0 +1,220 @@
+"""Cohorts in, hospitals out: whose cases a simulated federation is made of.
+
+Sites come from one of four places: the cohorts' ``site`` column, a choice of names from it, a number of
+hospitals to divide the patients into, or hospitals' own settings files.
+"""
+
+import csv
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedglioma.case import Case, Finding
+from fedglioma.config.site import SMALL_CELL_LIMIT, SiteConfig, load_site_config, site_name
+from fedglioma.data.cohort import Cohort, merge_cohorts, read_cohort
+from fedglioma.errors import ConfigError, DataError
+from fedglioma_server.records import DataIssue, write_text
+
+
+@dataclass(frozen=True)
+class Hospital:
+    """A simulated site: its settings and its usable cases."""
+
+    config: SiteConfig
+    cases: tuple[Case, ...]
+
+
+@dataclass(frozen=True)
+class Gathering:
+    """Everything that was read: hospitals by name, and what was found wrong."""
+
+    hospitals: tuple[Hospital, ...]
+    exclusions: tuple[Finding, ...]
+    warnings: tuple[Finding, ...]
+    synthetic: bool
+    cohorts: tuple[str, ...]
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        """All usable cases, hospital by hospital."""
+        return tuple(case for hospital in self.hospitals for case in hospital.cases)
+
+
+@dataclass(frozen=True)
+class SiteDefaults:
+    """Settings of hospitals that have no file of their own."""
+
+    cache: Path
+    workers: int = 1
+    threads: int = 0
+    device: str = "cpu"
+    small_cell_limit: int = SMALL_CELL_LIMIT
+
+
+def gather(folders: Sequence[Path], spec: str | None, defaults: SiteDefaults) -> Gathering:
+    """Return the hospitals of a simulation.
+
+    Parameters
+    ----------
+    folders : sequence of Path
+        Cohorts; may be empty where ``spec`` names settings files.
+    spec : str, optional
+        ``None``: the site column. A number: divide the patients into that many hospitals. Names,
+        separated by commas: only these sites. Paths of settings files or of a folder of them,
+        separated by commas: these hospitals with their own data.
+
+    Raises
+    ------
+    ConfigError
+        The specification fits neither, or names a site that the cohorts do not have.
+    DataError
+        A cohort cannot be read, or no usable case is left.
+    """
+    files = settings_files(spec)
+    if files:
+        if folders:
+            raise ConfigError(f"--sites {spec}: settings files name their own data; leave --cohort out")
+        return _from_settings(files, defaults)
+    if not folders:
+        raise ConfigError(
+            "nothing to simulate on: give --cohort DIR, --synthetic N, or --sites with settings files"
+        )
+    cohort = merge_cohorts([read_cohort(folder) for folder in folders])
+    names = tuple(folder.resolve().name for folder in folders)
+    groups = _divide(cohort, spec)
+    hospitals = tuple(
+        Hospital(_settings(name, folders[0], defaults), tuple(cases))
+        for name, cases in sorted(groups.items())
+    )
+    return Gathering(hospitals, cohort.exclusions, cohort.warnings, cohort.synthetic, names)
+
+
+def settings_files(spec: str | None) -> list[Path]:
+    """Return the settings files that a specification names; none where it names something else."""
+    if spec is None:
+        return []
+    found: list[Path] = []
+    for part in (Path(text.strip()) for text in spec.split(",")):
+        if part.is_dir():
+            found += sorted(path for path in part.glob("*.yaml") if path.stem != "example")
+        elif part.suffix in (".yaml", ".yml"):
+            found.append(part)
+    return found
+
+
+def _from_settings(files: Sequence[Path], defaults: SiteDefaults) -> Gathering:
+    hospitals, exclusions, warnings, synthetic = [], [], [], False
+    seen: set[str] = set()
+    for path in files:
+        config = load_site_config(path)
+        if config.site in seen:
+            raise ConfigError(f"{path}: site {config.site} has a second settings file")
+        seen.add(config.site)
+        cohort = read_cohort(config.data, layout=None if config.layout == "auto" else config.layout)
+        cases = tuple(case.model_copy(update={"site": config.site}) for case in cohort.cases)
+        hospitals.append(Hospital(config.model_copy(update={"cache": defaults.cache}), cases))
+        exclusions += [finding.model_copy(update={"site": config.site}) for finding in cohort.exclusions]
+        warnings += [finding.model_copy(update={"site": config.site}) for finding in cohort.warnings]
+        synthetic = synthetic or cohort.synthetic
+    _require_distinct(hospitals)
+    names = tuple(hospital.config.site for hospital in hospitals)
+    return Gathering(tuple(hospitals), tuple(exclusions), tuple(warnings), synthetic, names)
+
+
+def _require_distinct(hospitals: Sequence[Hospital]) -> None:
+    owners: dict[str, str] = {}
+    for hospital in hospitals:
+        for case in hospital.cases:
+            other = owners.setdefault(case.patient, hospital.config.site)
+            if other != hospital.config.site:
+                raise DataError(
+                    f"{hospital.config.site} and {other} hold a patient of the same id: a patient in two "
+                    "hospitals could be trained on and held out at once; rename or remove one"
+                )
+
+
+def _divide(cohort: Cohort, spec: str | None) -> dict[str, list[Case]]:
+    if spec is not None and spec.strip().isdigit():
+        return _deal(cohort.cases, int(spec))
+    groups: dict[str, list[Case]] = {}
+    for case in cohort.cases:
+        name = site_name(case.site)
+        groups.setdefault(name, []).append(case.model_copy(update={"site": name}))
+    if spec is None:
+        return groups
+    wanted = [site_name(text) for text in spec.split(",")]
+    absent = [name for name in wanted if name not in groups]
+    if absent:
+        raise ConfigError(
+            f"--sites {spec}: no usable case of {', '.join(absent)}; there are {', '.join(sorted(groups))}"
+        )
+    return {name: groups[name] for name in wanted}
+
+
+def _deal(cases: Sequence[Case], number: int) -> dict[str, list[Case]]:
+    if not 1 <= number <= len(cases):
+        raise ConfigError(f"--sites {number}: between 1 and {len(cases)}, the number of usable patients")
+    shuffled = sorted(cases, key=lambda case: hashlib.sha256(case.patient.encode()).digest())
+    width = len(str(number))
+    groups: dict[str, list[Case]] = {}
+    for index, case in enumerate(shuffled):
+        name = f"site-{index % number + 1:0{width}d}"
+        groups.setdefault(name, []).append(case.model_copy(update={"site": name}))
+    return groups
+
+
+def _settings(name: str, data: Path, defaults: SiteDefaults) -> SiteConfig:
+    return SiteConfig(
+        site=name,
+        data=data.resolve(),
+        cache=defaults.cache,
+        device=defaults.device,
+        workers=defaults.workers,
+        threads=defaults.threads,
+        small_cell_limit=defaults.small_cell_limit,
+    )
+
+
+def summarise(exclusions: Sequence[Finding], warnings: Sequence[Finding]) -> list[DataIssue]:
+    """Return findings counted by site and reason, the patients' ids taken out of the words."""
+    issues: dict[tuple[str, str, str], DataIssue] = {}
+    counts: Counter[tuple[str, str, str]] = Counter()
+    for kind, findings in (("excluded", exclusions), ("warning", warnings)):
+        for finding in findings:
+            key = (finding.site, kind, finding.code)
+            counts[key] += 1
+            if key not in issues:
+                issues[key] = DataIssue.model_validate(
+                    {
+                        "site": finding.site,
+                        "kind": kind,
+                        "code": finding.code,
+                        "cases": 0,
+                        "explanation": without_id(finding),
+                    }
+                )
+    return [issues[key].model_copy(update={"cases": counts[key]}) for key in sorted(issues)]
+
+
+def without_id(finding: Finding) -> str:
+    """Return a finding's words with the patient's id replaced."""
+    if not finding.patient:
+        return finding.message
+    return finding.message.replace(f"sub-{finding.patient}", "the case").replace(finding.patient, "the case")
+
+
+def write_findings(path: Path, exclusions: Sequence[Finding], warnings: Sequence[Finding]) -> None:
+    """Write every finding with its patient's id, for the owner of the data on this machine only."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["kind", "site", "patient", "stage", "code", "message"])
+    for kind, findings in (("excluded", exclusions), ("warning", warnings)):
+        for finding in findings:
+            writer.writerow(
+                [kind, finding.site, finding.patient, finding.stage, finding.code, finding.message]
+            )
+    write_text(path, text.getvalue())
+    path.chmod(0o600)

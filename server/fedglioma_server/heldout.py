@@ -1,0 +1,142 @@
+"""The coordinator's held-out evaluation: after every round, on the split that chooses the model.
+
+The loss that chooses is the mean over genes of the class-weighted LMF loss per known label. The
+uncertainty weights s_t stay out of it: they are trained, so a falling s_t would lower the number without
+a better model.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import mean
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, MetricRecord
+
+from fedglioma.case import GENE_TITLES, GENES, Gene
+from fedglioma.data.dataset import CaseDataset
+from fedglioma.data.loader import eval_batches
+from fedglioma.metrics.genotype import gene_metrics
+from fedglioma.training.learner import Learner, log_variances
+from fedglioma.training.predict import Scores, predict
+from fedglioma.weights import from_record, unpack
+from fedglioma_server.checkpoint import Checkpoints
+from fedglioma_server.records import HeldOutRound, RoundRecord, write_rounds
+from fedglioma_server.runfolder import RunFolder
+from fedglioma_server.strategy import FedAvg
+
+logger = logging.getLogger(__name__)
+
+
+def measure(scores: Scores, learner: Learner) -> HeldOutRound:
+    """Return loss, AUC and accuracy per gene; None where no or only one class is known."""
+    logits = {gene.value: scores.logits[:, index] for index, gene in enumerate(GENES)}
+    with torch.no_grad():
+        per_gene = learner.loss.cpu().per_gene(logits, scores.labels)
+    losses: dict[Gene, float | None] = {}
+    auc: dict[Gene, float | None] = {}
+    accuracy: dict[Gene, float | None] = {}
+    for index, gene in enumerate(GENES):
+        known = scores.labels[:, index] >= 0
+        losses[gene] = float(per_gene[known, index].mean()) if bool(known.any()) else None
+        measured = gene_metrics(
+            scores.labels[known, index].numpy(),
+            scores.probabilities[known, index].numpy().astype(np.float64),
+            resamples=0,
+        )
+        auc[gene], accuracy[gene] = measured.auc.value, measured.accuracy.value
+    known_losses = [value for value in losses.values() if value is not None]
+    return HeldOutRound(
+        cases=len(scores.labels),
+        loss=mean(known_losses) if known_losses else None,
+        loss_by_gene=losses,
+        auc=auc,
+        accuracy=accuracy,
+    )
+
+
+@dataclass
+class HeldOut:
+    """Flower's ``evaluate_fn``: measure the global model, write checkpoint and record, keep the best.
+
+    Called once per round with the round's number and the global weights; round 0 is the untrained model.
+    A round that is already on record (resume) is not evaluated again.
+    """
+
+    folder: RunFolder
+    checkpoints: Checkpoints
+    learner: Learner
+    dataset: CaseDataset
+    batch_size: int
+    device: torch.device
+    strategy: FedAvg
+    rounds: list[RoundRecord]
+    finished: Callable[[RoundRecord], None]
+
+    def __call__(self, server_round: int, record: ArrayRecord) -> MetricRecord | None:
+        """Measure the weights after a round and put everything about the round on disk."""
+        number = server_round + self.strategy.done
+        if self.rounds and number <= self.rounds[-1].round:
+            return None
+        started = time.perf_counter()
+        arrays = from_record(record)
+        unpack(arrays, self.learner.model, self.learner.loss)
+        self.learner.model.to(self.device)
+        scores = predict(self.learner.model, eval_batches(self.dataset, batch_size=self.batch_size), device=self.device)
+        heldout = measure(scores, self.learner)
+        evaluated = time.perf_counter()
+        self.checkpoints.save(number, arrays)
+        seconds = {
+            **self.strategy.ledger.seconds,
+            "evaluate": evaluated - started,
+            "checkpoint": time.perf_counter() - evaluated,
+        }
+        best = best_round([line for line in self.rounds if line.round > 0])
+        line = RoundRecord(
+            round=number,
+            seconds={phase: round(value, 4) for phase, value in seconds.items()},
+            sites=dict(sorted(self.strategy.ledger.sites.items())),
+            heldout=heldout,
+            log_variances=log_variances(self.learner),
+            selected=number > 0 and _better(heldout.loss, best.heldout.loss if best else None),
+        )
+        self.rounds.append(line)
+        write_rounds(self.folder.rounds_file, self.rounds)
+        chosen = best_round(self.rounds)
+        self.checkpoints.prune({number, chosen.round if chosen else number})
+        logger.info("%s", describe(line, self.strategy.settings.rounds))
+        self.finished(line)
+        return None
+
+
+def _better(loss: float | None, best: float | None) -> bool:
+    return loss is not None and (best is None or loss < best)
+
+
+def best_round(rounds: list[RoundRecord]) -> RoundRecord | None:
+    """Return the trained round with the lowest held-out loss; the last one where no loss is defined."""
+    trained = [line for line in rounds if line.round > 0] or rounds
+    defined = [line for line in trained if line.heldout.loss is not None]
+    if defined:
+        return min(defined, key=lambda line: (line.heldout.loss or 0.0, line.round))
+    return trained[-1] if trained else None
+
+
+def describe(line: RoundRecord, rounds: int) -> str:
+    """Return one line for the log: ``round 7/50: held-out loss 3.210, IDH AUC 0.81 …``."""
+    loss = "undefined" if line.heldout.loss is None else f"{line.heldout.loss:.4f}"
+    scores = [
+        f"{GENE_TITLES[gene]} AUC {value:.2f}" if value is not None else f"{GENE_TITLES[gene]} AUC -"
+        for gene, value in line.heldout.auc.items()
+    ]
+    left_out = [
+        f"{name} {site.status}" for name, site in line.sites.items() if site.status not in ("ok", "idle")
+    ]
+    parts = [f"round {line.round}/{rounds}: held-out loss {loss}", ", ".join(scores)]
+    if line.selected:
+        parts.append("best so far")
+    if left_out:
+        parts.append(f"left out: {', '.join(left_out)}")
+    return "; ".join(parts)

@@ -1,0 +1,33 @@
+"""What is said of a run's privacy: in words, beside the model and in the report."""
+
+from fedglioma_server.records import PrivacyRecord, RunRecord
+
+STATEMENT = (
+    "Not differentially private. Images, labels and identifiers stay at the sites, but each site's trained "
+    "weights travel to the coordinator in the clear, and such weights can reveal something of the patients "
+    "that they were trained on. No epsilon can be stated for this run."
+)
+LEAVES = [
+    "counts of cases, labels and modality subsets; cells below the small-cell limit are suppressed, "
+    "totals are rounded up to a multiple of it",
+    "the trained weights of each round, as 32-bit numbers, neither noised nor masked",
+    "per round: mean training loss in total and per gene to four digits, number of steps, seconds by phase",
+]
+STAYS = [
+    "images, masks and everything in a file's header",
+    "patient ids, file names and paths, dates, ages, sex, follow-up",
+    "the label of any single case",
+    "the optimizer's state",
+]
+
+
+def privacy_record(record: RunRecord) -> PrivacyRecord:
+    """Return the privacy statement of a run."""
+    limits = [site.small_cell_limit for site in record.sites.values()]
+    return PrivacyRecord(
+        differentially_private=False,
+        statement=STATEMENT,
+        small_cell_limit=min(limits, default=1),
+        leaves_a_site=LEAVES,
+        never_leaves_a_site=STAYS,
+    )

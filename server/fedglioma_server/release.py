@@ -1,0 +1,170 @@
+"""The selected model as a folder that stands alone: weights, how to build it, and a card."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fedglioma.case import CHANNELS, GENE_TITLES, GENES, Gene
+from fedglioma.config.run import RunConfig
+from fedglioma.errors import ProtocolError
+from fedglioma.metrics.bootstrap import Measure
+from fedglioma.metrics.tables import Evaluation
+from fedglioma.training.learner import Learner, build_learner
+from fedglioma.weights import FlatArrays, Layout, unpack
+from fedglioma_server.checkpoint import digest_of, read_safetensors, write_safetensors
+from fedglioma_server.records import RoundRecord, RunRecord, write_json, write_text
+
+CARD = """\
+---
+tags: [medical, mri, glioma, federated-learning]
+license: other
+---
+# {title}
+
+**Research use only. Not a medical device.**{synthetic}
+
+A {parameters:,}-parameter MDPNet ({preset} preset, width {width}) that reads IDH, ATRX and 1p/19q status
+from brain MRI. It was trained by {strategy} over {sites} in {rounds} rounds with fedglioma
+{version}; round {chosen} had the lowest held-out loss and is the one released here.
+
+## Input
+Channels, in this order: {channels}. Each volume is z-scored inside the brain, background 0, on a
+{spacing:g} mm grid in RAS orientation; a centre crop of {crop} voxels per axis. A missing sequence is a
+channel of zeros with its presence bit 0.
+
+## Output
+Per gene two logits in the order wild-type or intact, mutant or codeleted: {genes}.
+
+## Held-out result (split `{split}`, {cases} cases)
+{results}
+{caution}
+
+## Privacy
+{privacy}
+
+## Files
+`model.safetensors` holds the shared tensors by name (`model.` the network, `loss.` the learned task
+weights), `config.json` how to build it. Load with `fedglioma_server.release.load_model(folder)`.
+"""
+
+
+def model_config(
+    record: RunRecord, chosen: RoundRecord, arrays: FlatArrays, layout: Layout
+) -> dict[str, Any]:
+    """Return config.json: enough to build the network and to refuse another one's weights."""
+    return {
+        "schema_version": 1,
+        "format": "fedglioma-model",
+        "run_id": record.run_id,
+        "round": chosen.round,
+        "synthetic": record.synthetic,
+        "settings": record.settings.model_dump(mode="json"),
+        "channels": [modality.value for modality in CHANNELS],
+        "genes": [gene.value for gene in GENES],
+        "class_counts": {gene.value: list(counts) for gene, counts in record.class_counts.items()},
+        "layout": layout.digest,
+        "digest": digest_of(arrays),
+        "versions": record.versions,
+    }
+
+
+def write_model(
+    folder: Path, record: RunRecord, chosen: RoundRecord, arrays: FlatArrays, layout: Layout
+) -> None:
+    """Write ``model.safetensors`` and ``config.json``."""
+    config = model_config(record, chosen, arrays, layout)
+    metadata = {"layout": layout.digest, "digest": config["digest"]}
+    write_safetensors(folder / "model.safetensors", layout.named(arrays), metadata)
+    write_json(folder / "config.json", config)
+
+
+def load_model(folder: Path) -> tuple[Learner, RunConfig]:
+    """Return a released network with its weights, and the settings that it was trained with.
+
+    Raises
+    ------
+    ProtocolError
+        The folder does not hold a model of fedglioma, or its weights are damaged or of another network.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        settings = RunConfig.from_mapping(config["settings"], str(folder / "config.json"))
+        counts = {Gene(name): (float(a), float(b)) for name, (a, b) in config["class_counts"].items()}
+        channels, genes = config["channels"], config["genes"]
+        recorded = config["layout"], config["digest"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ProtocolError(f"{folder}: not a released model ({type(error).__name__}: {error})") from None
+    if channels != [m.value for m in CHANNELS] or genes != [g.value for g in GENES]:
+        raise ProtocolError(
+            f"{folder}: made for channels {channels} and genes {genes}, which this version does not use"
+        )
+    tensors, _ = read_safetensors(folder / "model.safetensors")
+    learner = build_learner(settings, counts)
+    layout = Layout.of(learner.model, learner.loss)
+    if layout.digest != recorded[0]:
+        raise ProtocolError(f"{folder}: the weights are of another network than config.json describes")
+    arrays = layout.empty()
+    for name, view in layout.named(arrays).items():
+        if name not in tensors or tensors[name].shape != view.shape:
+            raise ProtocolError(f"{folder}: model.safetensors lacks {name} or has it in another shape")
+        view[...] = tensors[name]
+    if digest_of(arrays) != recorded[1]:
+        raise ProtocolError(f"{folder}: model.safetensors is damaged, its content does not match config.json")
+    unpack(arrays, learner.model, learner.loss)
+    learner.model.eval()
+    return learner, settings
+
+
+def write_card(
+    folder: Path, record: RunRecord, chosen: RoundRecord, evaluation: Evaluation, privacy: str
+) -> None:
+    """Write the model card, README.md."""
+    settings = record.settings
+    synthetic = (
+        "\n\n**Trained on SYNTHETIC patients: made-up images, no clinical evidence of any kind.**"
+        if record.synthetic
+        else ""
+    )
+    text = CARD.format(
+        title=f"fedglioma model of run {record.run_id}",
+        synthetic=synthetic,
+        parameters=record.parameters,
+        preset=settings.preset,
+        width=settings.width,
+        strategy=settings.strategy,
+        sites=f"{len(record.sites)} sites ({', '.join(sorted(record.sites))})",
+        rounds=settings.rounds,
+        version=record.versions.get("fedglioma", "unknown"),
+        chosen=chosen.round,
+        channels=", ".join(m.value for m in CHANNELS),
+        spacing=settings.spacing_mm,
+        crop=settings.crop,
+        genes=", ".join(g.value for g in GENES),
+        split=evaluation.split,
+        cases=evaluation.n_cases,
+        results=results_text(evaluation),
+        caution=f"\n**{evaluation.caution}**" if evaluation.caution else "",
+        privacy=privacy,
+    )
+    write_text(folder / "README.md", text)
+
+
+def results_text(evaluation: Evaluation) -> str:
+    """Return a Markdown table: per gene AUC and accuracy with intervals, the majority class beside."""
+    lines = ["| gene | known | AUC | accuracy | majority class |", "|---|---|---|---|---|"]
+    for gene in GENES:
+        found = evaluation.overall[gene]
+        lines.append(
+            f"| {GENE_TITLES[gene]} | {found.n} | {measure_text(found.auc)} | {measure_text(found.accuracy)} "
+            f"| {measure_text(found.majority, interval=False)} |"
+        )
+    return "\n".join(lines)
+
+
+def measure_text(measure: Measure, *, interval: bool = True) -> str:
+    """Return ``0.86 [0.78-0.93]``, or a dash where the measure is undefined."""
+    if measure.value is None:
+        return "-"
+    if not interval or measure.low is None or measure.high is None:
+        return f"{measure.value:.2f}"
+    return f"{measure.value:.2f} [{measure.low:.2f}-{measure.high:.2f}]"

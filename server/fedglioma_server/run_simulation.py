@@ -1,0 +1,221 @@
+"""The ``simulate`` command: from what was typed to a finished run, in words and as data."""
+
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fedglioma.case import GENE_TITLES, GENES
+from fedglioma.config.run import RunConfig
+from fedglioma.console import human, progress
+from fedglioma.data.synthetic_cohort import synthesize
+from fedglioma.data.synthetic_sites import site_names
+from fedglioma.errors import ConfigError
+from fedglioma.metrics.tables import Evaluation
+from fedglioma_server import simulate
+from fedglioma_server.gather import Gathering, SiteDefaults, gather, settings_files
+from fedglioma_server.options import resolve_settings
+from fedglioma_server.records import RunRecord, read_json
+from fedglioma_server.release import measure_text
+from fedglioma_server.runfolder import RunFolder
+
+RUNS = Path("runs")
+FIELD_OF_VIEW_MM = 176.0
+SYNTHETIC_DEFAULTS: dict[str, Any] = {"width": 2, "rounds": 10, "batch_size": 8, "lr": 1e-3}
+"""At test size the paper's width and learning rate would be slow and slow to learn."""
+
+Result = tuple[dict[str, Any], str]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was typed."""
+
+    given: Mapping[str, Any]
+    config: Path | None
+    cohorts: tuple[Path, ...]
+    synthetic: int | None
+    synthetic_size: int
+    sites: str | None
+    engine: str
+    out: Path | None
+    cache: Path | None
+    workers: int
+    threads: int
+    device: str
+    small_cell_limit: int
+
+    def settings(self) -> RunConfig:
+        """Return the run's settings; a synthetic cohort brings defaults of its own size."""
+        defaults: dict[str, Any] = {}
+        if self.synthetic is not None:
+            size = self.synthetic_size
+            defaults = {**SYNTHETIC_DEFAULTS, "crop": size, "spacing_mm": FIELD_OF_VIEW_MM / size}
+        return resolve_settings(self.given, self.config, defaults)
+
+    def engine_name(self) -> simulate.Engine:
+        """Return the engine.
+
+        Raises
+        ------
+        ConfigError
+            There is no such engine.
+        """
+        try:
+            return simulate.Engine(self.engine)
+        except ValueError:
+            known = " or ".join(simulate.Engine)
+            raise ConfigError(f"--engine {self.engine}: choose {known}") from None
+
+
+def run(request: Request) -> Result:
+    """Run, or continue, the simulation and return its result."""
+    folder = RunFolder(request.out or RUNS / run_name())
+    folder.require_new_or_ours()
+    simulation = _simulation(request, folder, _gather(request, folder))
+    _announce(simulation.gathering)
+    with progress("prepare", unit="cases") as shown:
+        prepared = simulate.prepare(simulation, shown)
+    with progress("train", unit="replies") as shown:
+        record = simulate.run(simulation, prepared, shown)
+    return _result(record, folder)
+
+
+def dry(request: Request) -> Result:
+    """Return what a run would be, and leave nothing behind."""
+    with _scratch() as scratch:
+        folder = RunFolder(request.out or scratch / "run")
+        gathering = _gather(request, RunFolder(scratch))
+        data = simulate.outline(_simulation(request, folder, gathering))
+    return data, outline_text(data)
+
+
+def run_name() -> str:
+    """Return a new run id: the time it began, and four characters."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="fedglioma-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+def _gather(request: Request, folder: RunFolder) -> Gathering:
+    cache = request.cache or folder.path.parent / "cache"
+    defaults = SiteDefaults(
+        cache=cache.resolve(),
+        workers=request.workers or simulate.default_threads(),
+        threads=request.threads or simulate.default_threads(),
+        device=request.device,
+        small_cell_limit=request.small_cell_limit,
+    )
+    if request.synthetic is None:
+        return gather(request.cohorts, request.sites, defaults)
+    if request.cohorts or settings_files(request.sites):
+        raise ConfigError("--synthetic makes its own cohort; leave --cohort and settings files out")
+    names = synthetic_names(request.sites)
+    seed = request.settings().seed
+    recipe = f"{request.synthetic}-{request.synthetic_size}-{seed}-{'-'.join(names)}"
+    cohort = folder.path / "cohort" / recipe[:120]
+    if not cohort.exists():
+        with progress("synthesize", unit="patients") as shown:
+            synthesize(
+                cohort,
+                patients=request.synthetic,
+                sites=names,
+                size=request.synthetic_size,
+                seed=seed,
+                progress=shown,
+            )
+    return gather([cohort], None, defaults)
+
+
+def synthetic_names(spec: str | None) -> tuple[str, ...]:
+    """Return names of synthetic hospitals: three by default, as many as asked for, or as named."""
+    if spec is None:
+        return site_names(3)
+    if spec.strip().isdigit():
+        if int(spec) < 1:
+            raise ConfigError(f"--sites {spec}: at least one hospital")
+        return site_names(int(spec))
+    return tuple(name.strip() for name in spec.split(",") if name.strip())
+
+
+def _simulation(request: Request, folder: RunFolder, gathering: Gathering) -> simulate.Simulation:
+    cache = request.cache or folder.path.parent / "cache"
+    return simulate.Simulation(
+        settings=request.settings(),
+        gathering=gathering,
+        folder=folder,
+        cache=cache.resolve(),
+        engine=request.engine_name(),
+        workers=request.workers or simulate.default_threads(),
+        threads=request.threads or simulate.default_threads(),
+        device=request.device,
+        command=simulate.command_line(),
+    )
+
+
+def _announce(gathering: Gathering) -> None:
+    console = human()
+    if gathering.synthetic:
+        console.print("[bold yellow]SYNTHETIC DATA: made-up patients, nothing here is clinical evidence[/]")
+    hospitals = ", ".join(f"{h.config.site} {len(h.cases)}" for h in gathering.hospitals)
+    console.print(f"{len(gathering.cases)} usable cases: {hospitals}", markup=False, soft_wrap=True)
+    for what, findings in (("left out", gathering.exclusions), ("warned about", gathering.warnings)):
+        if findings:
+            console.print(
+                f"{len(findings)} {what}; reasons in the report, patients in work/findings.csv", markup=False
+            )
+
+
+def _result(record: RunRecord, folder: RunFolder) -> Result:
+    evaluation = read_json(folder.evaluation / "metrics.json", Evaluation)
+    data = {
+        "run_id": record.run_id,
+        "folder": str(folder.path),
+        "report": str(folder.report),
+        "model": str(folder.model),
+        "synthetic": record.synthetic,
+        "differentially_private": False,
+        "evaluation": evaluation.model_dump(mode="json", exclude={"by_site", "by_modalities", "who"}),
+    }
+    lines = [f"run {record.run_id}: {record.settings.rounds} rounds over {len(record.sites)} sites"]
+    if record.synthetic:
+        lines.append("SYNTHETIC DATA: made-up patients, nothing here is clinical evidence")
+    lines.append(f"held out for the report: {evaluation.n_cases} cases")
+    for gene in GENES:
+        found = evaluation.overall[gene]
+        lines.append(
+            f"  {GENE_TITLES[gene]:<7} AUC {measure_text(found.auc):<18} accuracy {measure_text(found.accuracy):<18}"
+            f" (majority class {measure_text(found.majority, interval=False)}; {found.n} known)"
+        )
+    if evaluation.caution:
+        lines.append(evaluation.caution)
+    lines += ["not differentially private; research use only", f"report: {folder.report}"]
+    return data, "\n".join(lines)
+
+
+def outline_text(data: Mapping[str, Any]) -> str:
+    """Return the outline of a dry run for reading."""
+    lines = ["dry run: nothing is trained", "settings"]
+    lines += [f"  {name}: {value}" for name, value in data["settings"].items()]
+    lines.append("sites (train / selection / report)")
+    lines += [
+        f"  {name}: {c['train']} / {c['selection']} / {c['report']}" for name, c in data["sites"].items()
+    ]
+    lines += [
+        f"cases: {data['cases']} usable, {data['excluded']} left out, {data['warnings']} warnings",
+        f"parameters: {data['parameters']:,}",
+        f"payload: {data['payload_bytes'] / 1e6:.1f} MB each way, {data['payload_bytes_per_round'] / 1e6:.1f} MB a round",
+    ]
+    return "\n".join(lines)

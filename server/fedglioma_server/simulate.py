@@ -1,0 +1,302 @@
+"""A federation on this machine: N virtual nodes, the same two apps, a run folder at the end."""
+
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+
+from fedglioma.data.cache import Cache
+from fedglioma.data.prepare import Prepared, PreparedCase, PrepareSettings, prepare_cases
+from flwr.clientapp import ClientApp
+
+from fedglioma.case import Case
+from fedglioma.config.run import RunConfig
+from fedglioma.console import Progress, silent
+from fedglioma.data.plan import PLAN_KEY, SimulationPlan, SitePlan
+from fedglioma.data.split import Split, assign_split
+from fedglioma.errors import ConfigError, DataError, FedGliomaError
+from fedglioma.training.learner import layout_of, parameter_count
+from fedglioma_server.app import make_app
+from fedglioma_server.gather import Gathering, summarise, write_findings
+from fedglioma_server.inline import run_inline
+from fedglioma_server.ray_engine import run_ray
+from fedglioma_server.records import RoundRecord, RunRecord, SplitCount, write_json, write_text
+from fedglioma_server.runfolder import RunFolder, now
+
+logger = logging.getLogger(__name__)
+
+
+class Engine(StrEnum):
+    """What carries the messages of a simulation."""
+
+    INLINE = "inline"
+    RAY = "ray"
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """One request: terms, data, engine and where to write."""
+
+    settings: RunConfig
+    gathering: Gathering
+    folder: RunFolder
+    cache: Path
+    engine: Engine = Engine.INLINE
+    workers: int = 1
+    threads: int = 0
+    device: str = "cpu"
+    command: str = ""
+
+
+def split_of(case: Case, settings: RunConfig) -> Split:
+    """Return whether a patient trains, helps to choose the model, or is reported on."""
+    return assign_split(
+        case.patient, seed=settings.seed, selection=settings.selection, report=settings.report
+    )
+
+
+def outline(simulation: Simulation) -> dict[str, object]:
+    """Return what a run would be: settings, sites, cases, parameters, bytes; nothing is trained."""
+    settings = simulation.settings
+    layout = layout_of(settings)
+    return {
+        "settings": settings.model_dump(mode="json"),
+        "engine": simulation.engine.value,
+        "synthetic": simulation.gathering.synthetic,
+        "sites": {name: count.model_dump() for name, count in count_splits(simulation).items()},
+        "cases": len(simulation.gathering.cases),
+        "excluded": len(simulation.gathering.exclusions),
+        "warnings": len(simulation.gathering.warnings),
+        "parameters": parameter_count(settings),
+        "payload_bytes": layout.payload_bytes,
+        "payload_bytes_per_round": 2
+        * layout.payload_bytes
+        * sum(count.train > 0 for count in count_splits(simulation).values()),
+    }
+
+
+def count_splits(simulation: Simulation) -> dict[str, SplitCount]:
+    """Return the cases per split of each hospital."""
+    counts = {}
+    for hospital in simulation.gathering.hospitals:
+        tally = Counter(split_of(case, simulation.settings) for case in hospital.cases)
+        counts[hospital.config.site] = SplitCount(
+            train=tally[Split.TRAIN], selection=tally[Split.SELECTION], report=tally[Split.REPORT]
+        )
+    return counts
+
+
+def prepare(simulation: Simulation, progress: Progress = silent) -> Prepared:
+    """Return all cases, prepared into the cache."""
+    settings = PrepareSettings(spacing_mm=simulation.settings.spacing_mm)
+    cases = simulation.gathering.cases
+    return prepare_cases(
+        cases, settings, Cache(simulation.cache), workers=simulation.workers, progress=progress
+    )
+
+
+def write_plan(simulation: Simulation, prepared: Prepared) -> SimulationPlan:
+    """Write the plan, the findings and run.json, and return the plan; nothing changes for a resumed run.
+
+    Raises
+    ------
+    DataError
+        No case is left to train on.
+    ConfigError
+        The folder holds a run of other settings or other data.
+    """
+    folder, settings = simulation.folder, simulation.settings
+    by_split: dict[Split, list[PreparedCase]] = {split: [] for split in Split}
+    for item in prepared.cases:
+        by_split[split_of(item.case, settings)].append(item)
+    plan = SimulationPlan(
+        run_folder=folder.path.resolve(),
+        settings=settings,
+        sites=_site_plans(simulation, by_split[Split.TRAIN]),
+        selection=tuple(by_split[Split.SELECTION]),
+        report=tuple(by_split[Split.REPORT]),
+        device=simulation.device,
+        threads=simulation.threads,
+    )
+    if not any(item.case.genotype.known for item in by_split[Split.TRAIN]):
+        raise DataError(
+            "no training case has a known marker: give labelled cases, or lower --selection and --report"
+        )
+    record = _record(simulation, prepared, by_split)
+    if folder.exists():
+        _require_same_run(folder.read(), record, folder.path)
+    else:
+        write_json(folder.record_file, record)
+    folder.work.mkdir(parents=True, exist_ok=True)
+    folder.work.chmod(0o700)
+    write_text(plan_file(folder), plan.model_dump_json(indent=1))
+    plan_file(folder).chmod(0o600)
+    write_findings(
+        folder.work / "findings.csv",
+        [*simulation.gathering.exclusions, *prepared.exclusions],
+        [*simulation.gathering.warnings, *prepared.warnings],
+    )
+    return plan
+
+
+def plan_file(folder: RunFolder) -> Path:
+    """Return where a run's plan lies."""
+    return folder.work / "plan.json"
+
+
+def _site_plans(simulation: Simulation, training: list[PreparedCase]) -> tuple[SitePlan, ...]:
+    plans = []
+    for hospital in simulation.gathering.hospitals:
+        own = tuple(item for item in training if item.case.site == hospital.config.site)
+        if own:
+            plans.append(SitePlan(settings=hospital.config, cases=own))
+        else:
+            logger.warning(
+                "%s: all of its patients are held out or excluded, it does not train", hospital.config.site
+            )
+    if not plans:
+        raise DataError("no hospital has a case to train on: add patients, or lower --selection and --report")
+    return tuple(plans)
+
+
+def _record(
+    simulation: Simulation, prepared: Prepared, by_split: dict[Split, list[PreparedCase]]
+) -> RunRecord:
+    splits = {hospital.config.site: SplitCount() for hospital in simulation.gathering.hospitals}
+    for split, items in by_split.items():
+        for site, number in Counter(item.case.site for item in items).items():
+            splits[site] = splits[site].model_copy(update={split.value: number})
+    digests = "\n".join(sorted(f"{item.digest} {item.case.genotype.labels()}" for item in prepared.cases))
+    return RunRecord(
+        run_id=simulation.folder.path.resolve().name,
+        created=now(),
+        engine=simulation.engine.value,
+        command=simulation.command,
+        synthetic=simulation.gathering.synthetic,
+        versions={
+            "fedglioma": version("fedglioma"),
+            "flwr": version("flwr"),
+            "torch": version("torch"),
+            "python": platform.python_version(),
+        },
+        settings=simulation.settings,
+        cohorts=list(simulation.gathering.cohorts),
+        data_digest=hashlib.sha256(digests.encode()).hexdigest(),
+        parameters=parameter_count(simulation.settings),
+        payload_bytes=layout_of(simulation.settings).payload_bytes,
+        splits=splits,
+        issues=summarise(
+            [*simulation.gathering.exclusions, *prepared.exclusions],
+            [*simulation.gathering.warnings, *prepared.warnings],
+        ),
+    )
+
+
+def _require_same_run(there: RunRecord, asked: RunRecord, path: Path) -> None:
+    for field in RunConfig.model_fields:
+        old, new = getattr(there.settings, field), getattr(asked.settings, field)
+        if old != new:
+            raise ConfigError(
+                f"{path}: holds a run with {field} {old}, {new} is asked for; name another --out"
+            )
+    if there.data_digest != asked.data_digest:
+        raise ConfigError(f"{path}: holds a run on other data; name another --out")
+
+
+def run(simulation: Simulation, prepared: Prepared, progress: Progress = silent) -> RunRecord:
+    """Run the federation, or what is left of it, and return the finished run's record.
+
+    ``progress`` counts sites' replies with the inline engine and rounds with Ray.
+    """
+    folder = simulation.folder
+    plan = write_plan(simulation, prepared)
+    if folder.read().status == "completed":
+        logger.info("%s: this run is complete, nothing is left to do", folder.path)
+        return folder.read()
+    folder.update(status="running", engine=simulation.engine.value)
+    try:
+        _ENGINES[simulation.engine](simulation, plan, progress)
+    except KeyboardInterrupt:
+        folder.update(status="interrupted")
+        raise
+    except (FedGliomaError, OSError):
+        folder.update(status="failed")
+        raise
+    return folder.read()
+
+
+def _run_inline(simulation: Simulation, plan: SimulationPlan, progress: Progress) -> None:
+    done, total = 0, reply_total(simulation, plan)
+
+    def step() -> None:
+        nonlocal done
+        done = min(done + 1, total)
+        progress(done, total)
+
+    progress(done, total)
+    run_inline(
+        make_app(lambda _line: step()),
+        client_app(),
+        sites=len(plan.sites),
+        run_config={PLAN_KEY: str(plan_file(simulation.folder).resolve())},
+        replied=step,
+    )
+    progress(total, total)
+
+
+def reply_total(simulation: Simulation, plan: SimulationPlan) -> int:
+    """Return the steps of a progress bar: a reply per site and an evaluation per round that is left."""
+    left = simulation.settings.rounds - max((line.round for line in simulation.folder.rounds()), default=0)
+    training = sum(any(item.case.genotype.known for item in site.cases) for site in plan.sites)
+    return len(plan.sites) + left * (training + 1) + (left == simulation.settings.rounds)
+
+
+def _run_ray(simulation: Simulation, plan: SimulationPlan, progress: Progress) -> None:
+    total = simulation.settings.rounds
+
+    def finished(line: RoundRecord) -> None:
+        progress(line.round, total)
+
+    run_ray(
+        finished,
+        client_app(),
+        sites=len(plan.sites),
+        plan=plan_file(simulation.folder).resolve(),
+        threads=simulation.threads,
+        gpu=simulation.device != "cpu",
+    )
+
+
+def client_app() -> ClientApp:
+    """Return the hospitals' app, named as text because the server's code does not stand on the client's."""
+    found = import_module("fedglioma_client.app").app
+    if not isinstance(found, ClientApp):
+        raise ConfigError("fedglioma_client.app:app is not a Flower ClientApp; reinstall fedglioma")
+    return found
+
+
+_ENGINES: dict[Engine, Callable[[Simulation, SimulationPlan, Progress], None]] = {
+    Engine.INLINE: _run_inline,
+    Engine.RAY: _run_ray,
+}
+
+
+def command_line() -> str:
+    """Return the command that was typed, with folder names shortened to their last part."""
+    words = [Path(sys.argv[0]).name]
+    words += [Path(word).name if "/" in word else word for word in sys.argv[1:]]
+    return shlex.join(words)
+
+
+def default_threads() -> int:
+    """Return the processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

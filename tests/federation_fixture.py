@@ -1,0 +1,97 @@
+"""A federation small enough for unit tests: prepared cases made in a temporary folder, no images read.
+
+The genotype is written into the images as a bright block, so that a network can learn it.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from fedglioma.case import CHANNELS, Case, Genotype, Outcome
+from fedglioma.config.run import RunConfig
+from fedglioma.config.site import SiteConfig
+from fedglioma.data.plan import SimulationPlan, SitePlan
+from fedglioma.data.prepare import PreparedCase
+from fedglioma.training.learner import layout_of, parameter_count
+from fedglioma_server.records import RunRecord, write_json, write_text
+from fedglioma_server.runfolder import RunFolder, now
+from fedglioma_server.simulate import plan_file
+
+EDGE = 16
+TINY = RunConfig(width=1, crop=EDGE, spacing_mm=5.5, rounds=2, batch_size=2, lr=1e-3, bootstrap=100)
+SITES = {"ningxia": 4, "zhengzhou": 3, "henan": 2}
+SECRET = "SECRETPATIENT"
+
+
+def prepared_case(folder: Path, site: str, number: int, *, genotype: Genotype | None = None) -> PreparedCase:
+    """Return a case whose array lies in ``folder``."""
+    rng = np.random.default_rng([sum(map(ord, site)), number])
+    labels = genotype or Genotype(idh=number % 2, atrx=-1 if number % 3 == 2 else number % 2, codel_1p19q=0)
+    image = rng.normal(0, 1, (len(CHANNELS), EDGE, EDGE, EDGE)).astype(np.float16)
+    if labels.idh == 1:
+        image[:, 4:10, 4:10, 4:10] += np.float16(3)
+    present = (True, True, True, number % 2 == 0)
+    image[~np.array(present)] = 0
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{site}-{number}.npy"
+    np.save(path, image)
+    name = f"{SECRET}-{site}-{number}"
+    case = Case(
+        patient=name,
+        site=site,
+        volumes={m: folder / name / f"{m.value}.nii.gz" for m, there in zip(CHANNELS, present, strict=True) if there},
+        genotype=labels,
+        grade=2 + number % 3,
+        age=41.0 + number,
+        outcome=Outcome(os_days=100.0 * (number + 1), os_event=number % 2),
+    )
+    return PreparedCase(case=case, array=path, present=present, digest=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def make_plan(
+    folder: Path,
+    settings: RunConfig = TINY,
+    *,
+    sites: dict[str, int] | None = None,
+    limit: int = 1,
+    held_out: int = 6,
+) -> SimulationPlan:
+    """Write a plan and its run record into ``folder/run`` and return the plan."""
+    data = folder / "data"
+    run = RunFolder(folder / "run")
+    chosen = SITES if sites is None else sites
+    plans = tuple(
+        SitePlan(
+            settings=SiteConfig(site=name, data=data, threads=1, small_cell_limit=limit),
+            cases=tuple(prepared_case(data, name, number) for number in range(count)),
+        )
+        for name, count in chosen.items()
+    )
+    others = [prepared_case(data, "held", number) for number in range(held_out)]
+    plan = SimulationPlan(
+        run_folder=run.path,
+        settings=settings,
+        sites=plans,
+        selection=tuple(others[: held_out // 2]),
+        report=tuple(others[held_out // 2 :]),
+        threads=1,
+    )
+    record = RunRecord(
+        run_id="tiny",
+        created=now(),
+        engine="inline",
+        command="tests",
+        synthetic=True,
+        versions={"fedglioma": "0"},
+        settings=settings,
+        cohorts=["tiny"],
+        data_digest="0" * 64,
+        parameters=parameter_count(settings),
+        payload_bytes=layout_of(settings).payload_bytes,
+        splits={},
+    )
+    if not run.exists():
+        write_json(run.record_file, record)
+    write_text(plan_file(run), plan.model_dump_json())
+    return plan
