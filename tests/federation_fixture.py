@@ -21,7 +21,8 @@ from fedglioma_server.simulate import plan_file
 EDGE = 16
 TINY = RunConfig(width=1, crop=EDGE, spacing_mm=5.5, rounds=2, batch_size=2, lr=1e-3, bootstrap=100)
 SITES = {"ningxia": 4, "zhengzhou": 3, "henan": 2}
-SECRET = "SECRETPATIENT"
+MARK = "PATIENTMARK"
+"""In every patient's id, so that a test can look for it in what leaves a site."""
 
 
 def prepared_case(folder: Path, site: str, number: int, *, genotype: Genotype | None = None) -> PreparedCase:
@@ -36,17 +37,23 @@ def prepared_case(folder: Path, site: str, number: int, *, genotype: Genotype | 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{site}-{number}.npy"
     np.save(path, image)
-    name = f"{SECRET}-{site}-{number}"
+    name = f"{MARK}-{site}-{number}"
     case = Case(
         patient=name,
         site=site,
-        volumes={m: folder / name / f"{m.value}.nii.gz" for m, there in zip(CHANNELS, present, strict=True) if there},
+        volumes={
+            m: folder / name / f"{m.value}.nii.gz"
+            for m, there in zip(CHANNELS, present, strict=True)
+            if there
+        },
         genotype=labels,
         grade=2 + number % 3,
         age=41.0 + number,
         outcome=Outcome(os_days=100.0 * (number + 1), os_event=number % 2),
     )
-    return PreparedCase(case=case, array=path, present=present, digest=hashlib.sha256(path.read_bytes()).hexdigest())
+    return PreparedCase(
+        case=case, array=path, present=present, digest=hashlib.sha256(path.read_bytes()).hexdigest()
+    )
 
 
 def make_plan(

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from fedglioma.data.cache import Cache
-from fedglioma.data.prepare import PreparedCase, PrepareSettings, prepare_cases
 from flwr.app import Context
 
 from fedglioma.config.run import RunConfig
 from fedglioma.config.site import SiteConfig, load_site_config
+from fedglioma.data.cache import Cache
 from fedglioma.data.cohort import read_cohort
 from fedglioma.data.plan import PLAN_KEY, load_plan, plan_path
+from fedglioma.data.prepare import PreparedCase, PrepareSettings, prepare_cases
 from fedglioma.errors import ConfigError
 
 SITE_CONFIG_KEY = "site-config"

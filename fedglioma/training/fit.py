@@ -41,7 +41,8 @@ def parameter_groups(model: nn.Module, loss: nn.Module, weight_decay: float) -> 
     Norms, biases, positions and the uncertainty weights are scales and offsets; pulling them to zero
     is no regularisation, and the uncertainty weights would be dragged from their optimum.
     """
-    decayed, free = [], list(loss.parameters())
+    decayed: list[nn.Parameter] = []
+    free = list(loss.parameters())
     for module in model.modules():
         kernels = isinstance(module, nn.Conv3d | nn.Linear)
         for name, parameter in module.named_parameters(recurse=False):

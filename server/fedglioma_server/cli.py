@@ -108,7 +108,7 @@ def simulate(
     """
     with door(output), interruptible():
         log.configure(log_level)
-        from fedglioma_server.run_simulation import Request, dry, run  # noqa: I001
+        from fedglioma_server.run_simulation import Request, dry, run
 
         request = Request(
             given=settings,

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from fedglioma.data.prepare import PreparedCase
 from flwr.app import Message
 from flwr.serverapp import Grid
 
@@ -19,6 +18,7 @@ from fedglioma.counts import global_counts
 from fedglioma.data.dataset import CaseDataset
 from fedglioma.data.loader import eval_batches
 from fedglioma.data.plan import SimulationPlan
+from fedglioma.data.prepare import PreparedCase
 from fedglioma.errors import FedGliomaError, ProtocolError, QuorumError
 from fedglioma.metrics.predictions import Predictions
 from fedglioma.metrics.tables import evaluate

@@ -116,7 +116,10 @@ class InlineGrid(Grid):
 
     def _exchange(self, message: Message, number: str) -> Message:
         context = self._contexts[message.metadata.dst_node_id]
-        delivered = Message(_copied(message.content), metadata=copy.copy(message.metadata))
+        sent = message.metadata
+        delivered = Message(
+            _copied(message.content), sent.dst_node_id, sent.message_type, ttl=sent.ttl, group_id=sent.group_id
+        )
         delivered.metadata.__dict__["_message_id"] = number
         if self._tap is not None:
             self._tap(delivered)

@@ -77,5 +77,5 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
-        annotation=Annotated[kind | None, info],  # type: ignore[operator,valid-type]
+        annotation=Annotated[kind | None, info],  # type: ignore[operator]
     )

@@ -10,10 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fedglioma.data.synthetic_cohort import synthesize
+
 from fedglioma.case import GENE_TITLES, GENES
 from fedglioma.config.run import RunConfig
 from fedglioma.console import human, progress
-from fedglioma.data.synthetic_cohort import synthesize
 from fedglioma.data.synthetic_sites import site_names
 from fedglioma.errors import ConfigError
 from fedglioma.metrics.tables import Evaluation
@@ -195,9 +196,10 @@ def _result(record: RunRecord, folder: RunFolder) -> Result:
     lines.append(f"held out for the report: {evaluation.n_cases} cases")
     for gene in GENES:
         found = evaluation.overall[gene]
+        baseline = measure_text(found.majority, interval=False)
         lines.append(
-            f"  {GENE_TITLES[gene]:<7} AUC {measure_text(found.auc):<18} accuracy {measure_text(found.accuracy):<18}"
-            f" (majority class {measure_text(found.majority, interval=False)}; {found.n} known)"
+            f"  {GENE_TITLES[gene]:<7} AUC {measure_text(found.auc):<18} "
+            f"accuracy {measure_text(found.accuracy):<18} (majority class {baseline}; {found.n} known)"
         )
     if evaluation.caution:
         lines.append(evaluation.caution)
@@ -216,6 +218,7 @@ def outline_text(data: Mapping[str, Any]) -> str:
     lines += [
         f"cases: {data['cases']} usable, {data['excluded']} left out, {data['warnings']} warnings",
         f"parameters: {data['parameters']:,}",
-        f"payload: {data['payload_bytes'] / 1e6:.1f} MB each way, {data['payload_bytes_per_round'] / 1e6:.1f} MB a round",
+        f"payload: {data['payload_bytes'] / 1e6:.1f} MB each way, "
+        f"{data['payload_bytes_per_round'] / 1e6:.1f} MB a round",
     ]
     return "\n".join(lines)

@@ -14,14 +14,14 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
-from fedglioma.data.cache import Cache
-from fedglioma.data.prepare import Prepared, PreparedCase, PrepareSettings, prepare_cases
 from flwr.clientapp import ClientApp
 
 from fedglioma.case import Case
 from fedglioma.config.run import RunConfig
 from fedglioma.console import Progress, silent
+from fedglioma.data.cache import Cache
 from fedglioma.data.plan import PLAN_KEY, SimulationPlan, SitePlan
+from fedglioma.data.prepare import Prepared, PreparedCase, PrepareSettings, prepare_cases
 from fedglioma.data.split import Split, assign_split
 from fedglioma.errors import ConfigError, DataError, FedGliomaError
 from fedglioma.training.learner import layout_of, parameter_count

@@ -1,0 +1,234 @@
+"""A cohort folder, read: usable cases, and who was left out for which reason.
+
+Only names, the table and the files' headers are looked at, so that a cohort of hundreds is judged in a
+second or two; the voxels are judged when they are prepared. Each patient becomes a case, a case with
+warnings, or an exclusion. Nothing is repaired in silence.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from fedglioma.case import Case, Finding
+from fedglioma.data.layout import Found, PatientFiles, find_patients, visit_of
+from fedglioma.data.manifest import (
+    TABLE_NAME,
+    WHOLE_COHORT,
+    Participant,
+    Table,
+    bare_id,
+    patient_key,
+    read_participants,
+)
+from fedglioma.data.volume import VolumeError, check_volume
+from fedglioma.errors import DataError
+
+DESCRIPTION_NAME: Final = "dataset_description.json"
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """What one folder, or several merged, offers to a run; cases stand in the table's order."""
+
+    name: str
+    folder: Path
+    layout: str
+    cases: tuple[Case, ...]
+    exclusions: tuple[Finding, ...]
+    warnings: tuple[Finding, ...]
+    synthetic: bool
+
+
+def read_cohort(folder: Path, *, layout: str | None = None) -> Cohort:
+    """Return the usable cases of a cohort folder, and every finding about the others.
+
+    Raises
+    ------
+    ConfigError
+        ``layout`` is not a layout's name.
+    DataError
+        The folder, its table or its layout cannot be made out, or no usable case is left.
+    """
+    folder = folder.absolute()
+    name = folder.resolve().name
+    found = find_patients(folder, layout)
+    reading = _Reading(found, read_participants(folder / TABLE_NAME, site=name), name)
+    synthetic = reading.is_synthetic(folder)
+    for participant in reading.table.participants:
+        reading.read(participant)
+    reading.name_unlisted()
+    cohort = Cohort(
+        name=name,
+        folder=folder,
+        layout=found.layout.name,
+        cases=tuple(reading.cases),
+        exclusions=tuple(reading.exclusions),
+        warnings=tuple(reading.warnings),
+        synthetic=synthetic,
+    )
+    _demand_cases(cohort)
+    return cohort
+
+
+def merge_cohorts(cohorts: Sequence[Cohort]) -> Cohort:
+    """Return several cohorts as one; of a patient who is in two, the later case is excluded.
+
+    Folder and layout are the first cohort's; one synthetic cohort makes the whole synthetic.
+
+    Raises
+    ------
+    DataError
+        There is no cohort, or no usable case is left.
+    """
+    if not cohorts:
+        raise DataError("no cohort: name at least one folder")
+    cases: dict[str, Case] = {}
+    home: dict[str, str] = {}
+    doubled: list[Finding] = []
+    for cohort in cohorts:
+        for case in cohort.cases:
+            key = person_key(case.patient)
+            if key not in cases:
+                cases[key], home[key] = case, cohort.name
+                continue
+            where = f"cohort {home[key]}" + (
+                f" as {cases[key].patient}" if cases[key].patient != case.patient else ""
+            )
+            reason = (
+                f"the patient is in {where} too; only that case counts. Rename one if they are two people"
+            )
+            doubled.append(Finding(patient=case.patient, site=case.site, code="duplicate", message=reason))
+    merged = replace(
+        cohorts[0],
+        name=" + ".join(cohort.name for cohort in cohorts),
+        cases=tuple(cases.values()),
+        exclusions=(*(f for cohort in cohorts for f in cohort.exclusions), *doubled),
+        warnings=tuple(f for cohort in cohorts for f in cohort.warnings),
+        synthetic=any(cohort.synthetic for cohort in cohorts),
+    )
+    _demand_cases(merged)
+    return merged
+
+
+def person_key(patient: str) -> str:
+    """Return what every spelling and every time point of one person's id share."""
+    return patient_key(visit_of(bare_id(patient))[0])
+
+
+def _demand_cases(cohort: Cohort) -> None:
+    """Raise ``DataError`` when every patient was excluded."""
+    if cohort.cases:
+        return
+    codes = Counter(finding.code for finding in cohort.exclusions)
+    counts = ", ".join(f"{count} {code}" for code, count in codes.most_common())
+    first = next((f"; {finding.patient}: {finding.message}" for finding in cohort.exclusions), "")
+    raise DataError(f"{cohort.name}: no usable case is left ({counts or 'none in the table'}){first}")
+
+
+class _Reading:
+    """One cohort being read: what is known so far."""
+
+    def __init__(self, found: Found, table: Table, site: str) -> None:
+        self.layout = found.layout
+        self.table = table
+        self.site = site
+        self.unread = {files.folder: files for files in found.patients}
+        self.people: set[str] = set()
+        self.cases: list[Case] = []
+        self.exclusions = list(table.exclusions)
+        self.warnings = list(table.warnings)
+
+    def is_synthetic(self, folder: Path) -> bool:
+        """Return whether the cohort's own description says that it is made up."""
+        try:
+            description = json.loads((folder / DESCRIPTION_NAME).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError) as error:
+            reason = f"{DESCRIPTION_NAME}: cannot be read ({type(error).__name__}); taken as absent"
+            finding = Finding(patient=WHOLE_COHORT, site=self.site, code="description", message=reason)
+            self.warnings.append(finding)
+            return False
+        return isinstance(description, dict) and description.get("Synthetic") is True
+
+    def read(self, row: Participant) -> None:
+        """Turn a row into a case or an exclusion."""
+        person = person_key(row.patient)
+        files = self._take(row)
+        if person in self.people:
+            self._exclude(
+                row, "second_visit", "another time point of a patient already read; the first one counts"
+            )
+            return
+        self.people.add(person)
+        if files is None:
+            self._exclude(row, "no_modality", f"no folder of this name; expected {self.layout.pattern}")
+            return
+        broken = [remark for remark in files.remarks if remark[0] == "unreadable"]
+        broken += _broken(files)
+        if broken:
+            self._exclude(row, broken[0][0], "; ".join(reason for _, reason in broken))
+        elif not files.volumes:
+            self._exclude(row, "no_modality", f"no file in its folder is named as in {self.layout.pattern}")
+        else:
+            self._admit(row, files)
+
+    def name_unlisted(self) -> None:
+        """Exclude the folders with images that no row speaks of."""
+        listed = {person_key(finding.patient) for finding in self.table.exclusions}
+        for files in self.unread.values():
+            patient = bare_id(files.folder)
+            if not files.volumes or patient_key(patient) in listed:
+                continue
+            if person_key(patient) in self.people:
+                code, reason = (
+                    "second_visit",
+                    "another time point of a patient already read; the first one counts",
+                )
+            else:
+                code, reason = "not_in_table", f"a folder with images but no row in {TABLE_NAME}; add one"
+            self.exclusions.append(Finding(patient=patient, site=self.site, code=code, message=reason))
+
+    def _take(self, row: Participant) -> PatientFiles | None:
+        """Return the folder that a row means: the same name, else the same patient in order of name."""
+        keys = (bare_id, patient_key, person_key)
+        for key in keys:
+            for folder in self.unread:
+                if key(folder) == key(row.patient):
+                    return self.unread.pop(folder)
+        return None
+
+    def _admit(self, row: Participant, files: PatientFiles) -> None:
+        for code, reason in files.remarks:
+            self._warn(row, code, reason)
+        spelling = bare_id(files.folder)
+        if spelling != row.patient and patient_key(spelling) == patient_key(row.patient):
+            self._warn(row, "spelling", f"the folder spells the id {spelling!r}; taken as the same patient")
+        mask = files.mask
+        if mask is not None:
+            try:
+                check_volume(mask)
+            except VolumeError as error:
+                self._warn(row, "mask", f"{mask.name}: {error.reason}; the mask is not used")
+                mask = None
+        self.cases.append(Case(volumes=dict(files.volumes), mask=mask, **dict(row)))
+
+    def _exclude(self, row: Participant, code: str, reason: str) -> None:
+        self.exclusions.append(Finding(patient=row.patient, site=row.site, code=code, message=reason))
+
+    def _warn(self, row: Participant, code: str, reason: str) -> None:
+        self.warnings.append(Finding(patient=row.patient, site=row.site, code=code, message=reason))
+
+
+def _broken(files: PatientFiles) -> list[tuple[str, str]]:
+    """Return code and reason of every modality whose file cannot be used."""
+    broken = []
+    for modality, path in files.volumes.items():
+        try:
+            check_volume(path)
+        except VolumeError as error:
+            broken.append((error.code, f"{modality} ({path.name}): {error.reason}"))
+    return broken

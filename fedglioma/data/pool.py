@@ -1,0 +1,71 @@
+"""Work on many cases in several processes: results in order, nothing left running whatever happens."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
+from typing import TypeVar
+
+import SimpleITK as sitk  # noqa: N813 - the name that its own manual uses
+
+from fedglioma.errors import FedGliomaError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def map_cases(
+    function: Callable[[T], R], tasks: Sequence[T], *, workers: int, done: Callable[[], None]
+) -> list[R]:
+    """Return the function's result for every task, in the tasks' order; ``done`` is called after each.
+
+    With one worker, or one task, no process is started. A process works on one task at a time, so memory
+    is bounded by the number of workers. On an error or Ctrl-C the tasks in flight are finished, the
+    others dropped, and every process has ended before the exception goes on.
+
+    Raises
+    ------
+    FedGliomaError
+        A process was killed, as happens when memory runs out.
+    """
+    if min(workers, len(tasks)) <= 1:
+        results = []
+        for task in tasks:
+            results.append(function(task))
+            done()
+        return results
+    # Spawned, not forked: the caller may have threads (torch, ITK) whose locks a fork would copy.
+    pool = ProcessPoolExecutor(
+        min(workers, len(tasks)), mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+    )
+    try:
+        futures = [pool.submit(function, task) for task in tasks]
+        for future in as_completed(futures):
+            future.result()
+            done()
+        return [future.result() for future in futures]
+    except BrokenProcessPool:
+        raise FedGliomaError(
+            "a preparing process was killed, perhaps for memory: run with fewer workers"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, one core to this process, and the world with the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent was killed: nobody else would."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

@@ -1,0 +1,290 @@
+"""Cases to arrays that a network can train on: read, put on one grid, find the brain, standardise, keep.
+
+Each step takes a value and gives one, so that further steps fit between them: registration and bias
+correction between reading and the grid, a learned brain extractor in place of ``find_brain``, federated
+landmarks in place of ``zscore_in_brain``.
+
+What was prepared before is found by content and only checked; the rest is shared among processes. A case
+that cannot be prepared is excluded, whole, with the modality and the reason.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from pydantic import Field
+
+from fedglioma.case import CHANNELS, Case, Finding, Frozen, Modality
+from fedglioma.console import Progress, silent
+from fedglioma.data.brain import bounding_box, find_brain
+from fedglioma.data.cache import Cache, HalfArray, Presence, Record, Remark, Stored, content_key
+from fedglioma.data.harmonize import covering_grid, reference_of, resample, same_grid, to_ras
+from fedglioma.data.normalize import zscore_in_brain
+from fedglioma.data.pool import map_cases
+from fedglioma.data.volume import (
+    Volume,
+    VolumeError,
+    content_digest,
+    decode_volume,
+    is_compressed,
+    read_bytes,
+)
+from fedglioma.errors import DataError
+
+PIPELINE_VERSION: Final = 1
+"""Raised whenever the same input would give other voxels: it is part of every key."""
+
+MIN_COVERAGE: Final = 0.9
+
+
+class PrepareSettings(Frozen):
+    """What decides how a prepared case looks, besides its files."""
+
+    spacing_mm: float = Field(default=1.0, ge=0.5, le=16)
+    margin_mm: float = Field(default=4.0, ge=0, le=50)
+    version: int = PIPELINE_VERSION
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """A case with its array on disk: float16, shape (4, D, H, W), channels as in ``CHANNELS``.
+
+    ``digest`` is the SHA-256 of the array's file.
+    """
+
+    case: Case
+    array: Path
+    present: Presence
+    digest: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What became of the cases, in their order."""
+
+    cases: tuple[PreparedCase, ...]
+    exclusions: tuple[Finding, ...]
+    warnings: tuple[Finding, ...]
+
+
+def prepare_cases(
+    cases: Sequence[Case],
+    settings: PrepareSettings,
+    cache: Cache,
+    *,
+    workers: int = 1,
+    progress: Progress = silent,
+) -> Prepared:
+    """Return the cases with their prepared arrays, and why others were left out.
+
+    A case that shares a file's content, or all its voxels, with an earlier one is excluded: the same
+    image under two ids would stand on both sides of a split.
+
+    Raises
+    ------
+    DataError
+        Cases were given and none of them can be used.
+    OSError
+        The cache cannot be written; what was finished is kept.
+    """
+    cache.sweep()
+    counter = _Counter(progress, len(cases))
+    outcomes: list[Stored | VolumeError | None] = []
+    tasks: list[_Task] = []
+    # Reading and hashing let go of the interpreter, so threads are enough to look up what is there.
+    with ThreadPoolExecutor(max(1, workers)) as threads:
+        for task in _first_of_each_image(cases, threads.map(partial(_look_up, settings, cache), cases)):
+            outcome = task.found if isinstance(task, _Task) else task
+            outcomes.append(outcome)
+            if outcome is not None:
+                counter.one()
+            elif isinstance(task, _Task):
+                tasks.append(task)
+    made = iter(map_cases(partial(_make, settings, cache), tasks, workers=workers, done=counter.one))
+    settled = [next(made) if outcome is None else outcome for outcome in outcomes]
+    return _sorted_out(cases, settled)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A case's files with their digests, its key, and the entry if the cache has it."""
+
+    volumes: Mapping[Modality, Path]
+    inputs: Mapping[Modality, str]
+    key: str
+    found: Stored | None
+
+
+class _Counter:
+    """Counts finished cases for a progress callback."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self.progress, self.total, self.finished = progress, total, 0
+
+    def one(self) -> None:
+        self.finished += 1
+        self.progress(self.finished, self.total)
+
+
+def _look_up(settings: PrepareSettings, cache: Cache, case: Case) -> _Task | VolumeError:
+    """Return what the cache holds for a case, or what is wrong with a file of it."""
+    inputs: dict[Modality, str] = {}
+    for modality in case.present:
+        try:
+            inputs[modality] = content_digest(case.volumes[modality])
+        except VolumeError as error:
+            return _about(modality, case.volumes[modality], error)
+    if not inputs:
+        return VolumeError("no_modality", "no modality; nothing to prepare")
+    key = content_key(inputs, settings.model_dump(mode="json"))
+    return _Task(case.volumes, inputs, key, cache.get(key))
+
+
+def _first_of_each_image(
+    cases: Sequence[Case], looked: Iterable[_Task | VolumeError]
+) -> Iterator[_Task | VolumeError]:
+    """Yield each case's task, or an error in its place when an earlier case has one of its images."""
+    owner: dict[str, str] = {}
+    for case, task in zip(cases, looked, strict=True):
+        if isinstance(task, VolumeError):
+            yield task
+            continue
+        repeated = {m: owner[digest] for m, digest in task.inputs.items() if digest in owner}
+        if repeated:
+            modality, patient = next(iter(repeated.items()))
+            yield _duplicate(f"{modality} ({case.volumes[modality].name})", patient)
+            continue
+        owner |= dict.fromkeys(task.inputs.values(), case.patient)
+        yield task
+
+
+def _make(settings: PrepareSettings, cache: Cache, task: _Task) -> Stored | VolumeError:
+    """Prepare one case and keep it; what is wrong with it comes back as a value."""
+    try:
+        volumes = {m: _read(m, task.volumes[m], digest) for m, digest in task.inputs.items()}
+        array, record = prepare_volumes(volumes, task.inputs, settings)
+    except VolumeError as error:
+        return error
+    return cache.put(task.key, array, record)
+
+
+def _read(modality: Modality, path: Path, digest: str) -> Volume:
+    """Return a modality's volume in RAS order, from the very bytes that its key was made of."""
+    try:
+        content = read_bytes(path)
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise VolumeError("changed", "the file changed while it was prepared; run again")
+        return to_ras(decode_volume(content, compressed=is_compressed(path)))
+    except VolumeError as error:
+        raise _about(modality, path, error) from None
+
+
+def prepare_volumes(
+    volumes: Mapping[Modality, Volume], inputs: Mapping[Modality, str], settings: PrepareSettings
+) -> tuple[HalfArray, Record]:
+    """Return the network's array of one case, shape (4, D, H, W), and its record.
+
+    Parameters
+    ----------
+    volumes : mapping of Modality to Volume
+        In RAS order, at least one.
+    inputs : mapping of Modality to str
+        Digests of the files they came from; they go into the record.
+
+    Raises
+    ------
+    VolumeError
+        There is no brain, or a modality has nothing to show in it.
+    """
+    grid = covering_grid(volumes[reference_of(volumes)], settings.spacing_mm)
+    brain = find_brain(volumes, grid)
+    remarks = [Remark(code=code, message=message) for code, message in brain.doubts]
+    box = bounding_box(brain.mask, settings.margin_mm, settings.spacing_mm)
+    target = grid.crop(box)
+    inside = brain.mask[tuple(slice(*limits) for limits in box)]
+    image = np.zeros((len(CHANNELS), *target.shape), np.float16)  # (M, D, H, W)
+    for channel, modality in enumerate(CHANNELS):
+        if modality not in volumes:
+            continue
+        values = resample(volumes[modality], target)
+        if modality in brain.own:
+            values[resample(brain.own[modality], target) < 0.5] = np.nan
+        try:
+            image[channel] = zscore_in_brain(values, inside)
+        except VolumeError as error:
+            raise VolumeError(error.code, f"{modality}: {error.reason}") from None
+        seen = float(np.isfinite(values[inside]).mean())
+        if seen < MIN_COVERAGE:
+            message = f"{modality} shows {seen:.0%} of the brain; the rest is taken as average"
+            remarks.append(Remark(code="coverage", message=message))
+    record = Record(
+        present=_presence(volumes),
+        spacing_mm=settings.spacing_mm,
+        affine=tuple(tuple(row) for row in target.affine.tolist()),
+        box=box,
+        inputs=dict(inputs),
+        settings=settings.model_dump(mode="json"),
+        remarks=(*remarks, *_doubts_of_files(volumes, inputs)),
+    )
+    return image, record
+
+
+def _presence(volumes: Mapping[Modality, Volume]) -> Presence:
+    flair, t1ce, t1, t2 = (modality in volumes for modality in CHANNELS)
+    return (flair, t1ce, t1, t2)
+
+
+def _doubts_of_files(volumes: Mapping[Modality, Volume], inputs: Mapping[Modality, str]) -> list[Remark]:
+    """Return what the files of one case say about each other."""
+    remarks = []
+    if not same_grid(volumes.values()):
+        reason = (
+            "the modalities lie on different grids; they were laid over each other by their headers alone"
+        )
+        remarks.append(Remark(code="not_registered", message=reason))
+    if len(set(inputs.values())) < len(inputs):
+        names = [m.value for m, digest in inputs.items() if list(inputs.values()).count(digest) > 1]
+        reason = f"{' and '.join(names)} are byte for byte the same file; one of them is misnamed"
+        remarks.append(Remark(code="same_file", message=reason))
+    return remarks
+
+
+def _sorted_out(cases: Sequence[Case], settled: Sequence[Stored | VolumeError]) -> Prepared:
+    """Return each case as prepared or excluded; raises ``DataError`` when none is left."""
+    prepared: list[PreparedCase] = []
+    exclusions: list[Finding] = []
+    warnings: list[Finding] = []
+    owner: dict[str, str] = {}
+    for case, outcome in zip(cases, settled, strict=True):
+        if isinstance(outcome, Stored) and outcome.digest in owner:
+            outcome = _duplicate("every voxel", owner[outcome.digest])
+        if isinstance(outcome, VolumeError):
+            exclusions.append(_finding(case, outcome.code, outcome.reason))
+            continue
+        owner[outcome.digest] = case.patient
+        warnings += [_finding(case, remark.code, remark.message) for remark in outcome.record.remarks]
+        prepared.append(PreparedCase(case, outcome.array, outcome.record.present, outcome.digest))
+    if cases and not prepared:
+        first = exclusions[0]
+        raise DataError(
+            f"none of {len(cases)} cases can be prepared; the first, {first.patient}: {first.message}"
+        )
+    return Prepared(tuple(prepared), tuple(exclusions), tuple(warnings))
+
+
+def _about(modality: Modality, path: Path, error: VolumeError) -> VolumeError:
+    return VolumeError(error.code, f"{modality} ({path.name}): {error.reason}")
+
+
+def _duplicate(what: str, patient: str) -> VolumeError:
+    reason = f"{what} is the same as of patient {patient}; one image, one patient: only the first counts"
+    return VolumeError("duplicate_image", reason)
+
+
+def _finding(case: Case, code: str, message: str) -> Finding:
+    return Finding(patient=case.patient, site=case.site, code=code, message=message, stage="prepare")

@@ -1,0 +1,169 @@
+"""How the losses of the genes become one number: masked, weighted by learned uncertainty, summed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedglioma.case import GENES, UNKNOWN, Frozen, Gene
+from fedglioma.errors import ConfigError
+from fedglioma.losses.genotype import LMF, LdamInput
+
+Weighting = Literal["uncertainty", "fixed"]
+Form = Literal["reference", "kendall"]
+
+INITIAL = (5.0, 6.0, 6.0)
+FACTORS: dict[str, tuple[float, float]] = {"reference": (0.5, 1.0), "kendall": (1.0, 0.5)}
+"""Of the loss and of the log-variance: in MDPNet's code, and in Kendall et al. for classification."""
+
+
+class LossSettings(Frozen):
+    """The switches of ``GenotypeLoss`` that a preset decides; the defaults are ``recommended``.
+
+    Learned weights start at a gradient 300 to 800 times smaller than plain ones. Adam does not
+    notice; SGD, FedProx and differential privacy do: they need ``weighting="fixed"``.
+    """
+
+    weighting: Weighting = "uncertainty"
+    form: Form = "reference"
+    ldam_input: LdamInput = "prob"
+
+
+def loss_preset(name: str) -> LossSettings:
+    """Return the loss settings of a network's preset.
+
+    Raises
+    ------
+    ConfigError
+        There is no preset of that name.
+    """
+    if name == "recommended":
+        return LossSettings()
+    if name == "reference":
+        return LossSettings(ldam_input="double_softmax")
+    raise ConfigError(f"loss: preset {name!r} is unknown: choose recommended or reference")
+
+
+class LearnedWeight(nn.Module):
+    """One gene's weight, learned as the log-variance s of its task.
+
+    Takes and returns one tensor and has no children, so that per-case gradients of s can be taken.
+    """
+
+    def __init__(self, initial: float, form: Form) -> None:
+        super().__init__()
+        self.log_variance = nn.Parameter(torch.tensor([float(initial)]))
+        self.on_loss, self.on_variance = FACTORS[form]
+
+    def forward(self, loss_and_known: Tensor) -> Tensor:
+        """Return known * (factor exp(-s) loss + factor s), shape (B,), from the columns of (B, 2)."""
+        loss, known = loss_and_known.unbind(1)
+        s = self.log_variance
+        # The mask takes the whole bracket: else a site without labels would push s down for nothing.
+        return known * (self.on_loss * torch.exp(-s) * loss + self.on_variance * s)
+
+
+class FixedWeight(nn.Module):
+    """The same for s held at 0: every gene weighs alike and nothing is learned."""
+
+    def __init__(self, form: Form) -> None:
+        super().__init__()
+        self.on_loss = FACTORS[form][0]
+
+    def forward(self, loss_and_known: Tensor) -> Tensor:
+        """Return known * factor * loss, shape (B,), from the columns of (B, 2)."""
+        loss, known = loss_and_known.unbind(1)
+        return known * self.on_loss * loss
+
+
+class GenotypeLoss(nn.Module):
+    """The sum over genes of weighted LMF losses, divided by the number of cases.
+
+    Dividing by the cases, not by the known labels or by their class weights, keeps the gradient of
+    a case independent of the other cases in its batch. Learned weights are the parameters
+    ``weights.<gene>.log_variance``; they belong to that gene when sites are averaged, and want no
+    weight decay.
+
+    Parameters
+    ----------
+    counts : mapping from Gene to (float, float)
+        Training cases of class 0 and 1 over all sites, known labels only.
+    weighting : str
+        ``uncertainty`` learns a weight per gene, ``fixed`` gives all genes the same.
+    form : str
+        ``reference`` is exp(-s) / 2 loss + s, ``kendall`` is exp(-s) loss + s / 2.
+    ldam_input : str
+        See ``LMF``.
+    max_weight : float, optional
+        Largest class weight; ``LOCAL_WEIGHT_CAP`` where a site's own counts are used.
+    initial : sequence of float
+        Log-variances to start from, in task order.
+
+    Raises
+    ------
+    ConfigError
+        The counts lack a gene, or a setting is unknown.
+
+    References
+    ----------
+    Kendall, Gal and Cipolla (2018), Multi-task learning using uncertainty to weigh losses, CVPR.
+    """
+
+    def __init__(
+        self,
+        counts: Mapping[Gene, tuple[float, float]],
+        weighting: Weighting = "uncertainty",
+        form: Form = "reference",
+        ldam_input: LdamInput = "prob",
+        *,
+        max_weight: float | None = None,
+        initial: Sequence[float] = INITIAL,
+    ) -> None:
+        super().__init__()
+        if form not in FACTORS or weighting not in ("uncertainty", "fixed"):
+            raise ConfigError(f"loss: weighting {weighting!r}, form {form!r}: no such combination")
+        missing = [gene.value for gene in GENES if gene not in counts]
+        if missing:
+            raise ConfigError(f"loss: class counts lack {', '.join(missing)}: count every gene, 0 if unknown")
+        self.lmf = nn.ModuleDict()
+        self.weights = nn.ModuleDict()
+        for gene, start in zip(GENES, initial, strict=True):
+            self.lmf[gene.value] = LMF(counts[gene], ldam_input=ldam_input, max_weight=max_weight)
+            learned = weighting == "uncertainty"
+            self.weights[gene.value] = LearnedWeight(start, form) if learned else FixedWeight(form)
+
+    def per_gene(self, logits: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+        """Return the LMF of each case and gene, before the genes are weighed, shape (B, 3).
+
+        Unknown labels give 0. It does not depend on the learned weights, so that it can compare
+        rounds and sites.
+
+        Parameters
+        ----------
+        logits : mapping from gene name to Tensor of shape (B, 2)
+        labels : Tensor of int64, shape (B, 3)
+            In task order; ``UNKNOWN`` where a marker was not measured.
+        """
+        # Logits in half precision would lose the loss of a case that the network is sure of.
+        losses = [
+            self.lmf[gene.value](_at_least_float(logits[gene.value]), labels[:, column])
+            for column, gene in enumerate(GENES)
+        ]
+        return torch.stack(losses, dim=1)
+
+    def per_sample(self, logits: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+        """Return the weighted sum over genes of each case, shape (B,)."""
+        losses = self.per_gene(logits, labels)
+        known = (labels != UNKNOWN).to(losses.dtype)
+        pairs = torch.stack((losses, known), dim=2)  # (B, 3, 2)
+        weighted = [self.weights[gene.value](pairs[:, column]) for column, gene in enumerate(GENES)]
+        return torch.stack(weighted, dim=1).sum(1)
+
+    def forward(self, logits: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+        """Return the loss of the batch, a scalar; 0 for a batch without cases."""
+        return self.per_sample(logits, labels).sum() / max(len(labels), 1)
+
+
+def _at_least_float(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

@@ -1,0 +1,97 @@
+"""The tables of one evaluation, as ``evaluation/metrics.json`` holds them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from fedglioma.case import GENE_TITLES, GENES, Frozen, Gene
+from fedglioma.metrics.bootstrap import CONFIDENCE, RESAMPLES
+from fedglioma.metrics.genotype import GeneMetrics, gene_metrics
+from fedglioma.metrics.predictions import Predictions
+from fedglioma.metrics.who import WhoTable, who_table
+
+SCHEMA_VERSION = 1
+
+
+class Evaluation(Frozen):
+    """Everything measured on the cases of one split.
+
+    ``reliable`` is false where the patients with a known status are too few for the figures to mean
+    anything, in any marker that was measured at all (limits in ``metrics/genotype.py``); ``caution``
+    then says so in a sentence that stands beside every table made from this one.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    split: str
+    n_cases: int = Field(ge=0)
+    n_patients: int = Field(ge=0)
+    synthetic: bool
+    reliable: bool
+    caution: str | None
+    resamples: int
+    confidence: float = CONFIDENCE
+    overall: dict[Gene, GeneMetrics]
+    by_site: dict[str, dict[Gene, GeneMetrics]]
+    by_modalities: dict[str, dict[Gene, GeneMetrics]]
+    who: WhoTable
+
+    def write(self, path: Path) -> None:
+        """Write ``metrics.json``; a value that does not exist is ``null`` with its reason beside it."""
+        part = path.with_name(f".{path.name}.part")
+        part.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        part.replace(path)
+
+
+def evaluate(
+    predictions: Predictions, *, split: str, synthetic: bool, resamples: int = RESAMPLES, seed: int = 0
+) -> Evaluation:
+    """Return the tables of the cases of ``split``: overall, by site, by modality subset, by WHO class."""
+    cases = predictions.select(np.array([s == split for s in predictions.split], dtype=bool))
+    overall = _genes(cases, resamples, seed)
+    caution = _caution(len(cases), overall)
+    return Evaluation(
+        split=split,
+        n_cases=len(cases),
+        n_patients=len(np.unique(cases.patients)),
+        synthetic=synthetic,
+        reliable=caution is None,
+        caution=caution,
+        resamples=resamples,
+        overall=overall,
+        by_site=_by(cases, cases.sites, resamples, seed),
+        by_modalities=_by(cases, cases.modalities, resamples, seed),
+        who=who_table(cases, resamples=resamples, seed=seed),
+    )
+
+
+def _genes(cases: Predictions, resamples: int, seed: int) -> dict[Gene, GeneMetrics]:
+    return {
+        gene: gene_metrics(
+            cases.labels[:, i], cases.probabilities[:, i], cases.patients, resamples=resamples, seed=seed
+        )
+        for i, gene in enumerate(GENES)
+    }
+
+
+def _by(
+    cases: Predictions, keys: Sequence[str], resamples: int, seed: int
+) -> dict[str, dict[Gene, GeneMetrics]]:
+    column = np.array(keys, dtype=object)
+    return {key: _genes(cases.select(column == key), resamples, seed) for key in sorted(set(keys))}
+
+
+def _caution(n_cases: int, overall: dict[Gene, GeneMetrics]) -> str | None:
+    if not n_cases:
+        return "No case was held out, so nothing was measured."
+    measured = {gene: m for gene, m in overall.items() if m.n}
+    if not measured:
+        return "No held-out patient has a known marker, so nothing could be measured."
+    weak = [f"{GENE_TITLES[gene]}: {m.caution}" for gene, m in measured.items() if m.caution is not None]
+    if not weak:
+        return None
+    return (
+        f"Too few patients to judge the model ({'; '.join(weak)}): "
+        "no accuracy of these markers means anything beyond its interval."
+    )

@@ -1,0 +1,137 @@
+"""The first screen of the report: what a reader must know, what was done, the result per marker."""
+
+from dataclasses import dataclass
+
+from fedglioma.case import CLASS_TITLES, GENE_TITLES, GENES, Gene
+from fedglioma.metrics.genotype import GeneMetrics
+from fedglioma.metrics.tables import Evaluation
+from fedglioma_server import report_text as words
+from fedglioma_server.report_saved import Saved
+
+SIMULATED = frozenset({"inline", "ray", "processes"})
+MODEL_TITLES = {"mdpnet": "MDPNet"}
+STRATEGY_TITLES = {"fedavg": "federated averaging", "fedprox": "federated averaging with a proximal term"}
+
+
+def notices(saved: Saved) -> list[str]:
+    """Return what a reader must know before any figure: unfinished, not evaluated, too few patients."""
+    done = f"{saved.done} of {words.count(saved.run.settings.rounds, 'round')} done"
+    said = {
+        "completed": [],
+        "running": [f"This run is not finished: {done}. It is still going, or it ended without a word."],
+        "interrupted": [f"This run was interrupted: {done}. The same command continues it."],
+        "failed": [f"This run failed: {done}. The log says why; the same command tries again."],
+    }[saved.run.status]
+    if saved.evaluation is None:
+        said.append("The model was not evaluated yet: there is no held-out result to report.")
+    elif saved.evaluation.caution:
+        said.append(saved.evaluation.caution)
+    comparisons = [c for _, results in saved.survival.found for c in results.comparisons]
+    if comparisons and all(c.caution for c in comparisons):
+        said.append("No survival comparison has enough deaths and patients to conclude anything from it.")
+    return said
+
+
+def summary(saved: Saved) -> str:
+    """Return what was trained on what, by whom, and tested on whom."""
+    run = saved.run
+    sites = sorted({*run.splits, *run.sites})
+    name = MODEL_TITLES[run.settings.model]
+    parts = [f"{name}, a network that reads IDH, ATRX and 1p/19q status from brain MRI,"]
+    parts.append("was trained in a simulation of" if run.engine in SIMULATED else "was trained at")
+    if sites:
+        parts.append(
+            f"{words.count(len(sites), 'hospital')} ({words.listing(sites)}) on {_training_cases(saved)},"
+        )
+    parts.append(f"in {words.count(saved.done, 'round')} of {STRATEGY_TITLES[run.settings.strategy]}.")
+    if run.engine in SIMULATED:
+        parts.append("All of it ran on one machine.")
+    if saved.chosen is not None and run.status == "completed":
+        parts.append(f"The model after round {saved.chosen} was kept.")
+    if saved.evaluation is not None and saved.evaluation.n_cases:
+        parts.append(f"It was then tested on {tested(saved.evaluation)} that it had never seen.")
+    return " ".join(parts)
+
+
+def _training_cases(saved: Saved) -> str:
+    run = saved.run
+    kind = "made-up training case" if saved.synthetic else "training case"
+    if run.splits:
+        return words.count(sum(split.train for split in run.splits.values()), kind)
+    return f"about {words.count(sum(site.cases for site in run.sites.values()), kind)}"
+
+
+def tested(evaluation: Evaluation) -> str:
+    """Return whom the model was tested on."""
+    patients = words.count(evaluation.n_patients, "patient")
+    if evaluation.n_patients == evaluation.n_cases:
+        return patients
+    return f"{words.count(evaluation.n_cases, 'case')} of {patients}"
+
+
+@dataclass(frozen=True)
+class Card:
+    """One marker's result in the headline."""
+
+    title: str
+    question: str
+    value: float | None
+    low: float | None
+    high: float | None
+    auc: str
+    interval: str
+    spoken: str
+    reason: str
+    accuracy: str
+    usual: str
+    majority: str
+    tested: str
+    weak: str
+
+
+def cards(evaluation: Evaluation | None) -> list[Card]:
+    """Return the headline's result of each marker; none without an evaluation."""
+    if evaluation is None:
+        return []
+    return [_card(gene, evaluation.overall[gene]) for gene in GENES if gene in evaluation.overall]
+
+
+def _card(gene: Gene, metrics: GeneMetrics) -> Card:
+    negative, positive = CLASS_TITLES[gene]
+    auc = metrics.auc
+    text = words.with_interval(auc)
+    value, _, interval = text.partition(" ")
+    return Card(
+        title=GENE_TITLES[gene],
+        question=f"{positive} or {negative}?",
+        value=auc.value,
+        low=auc.low,
+        high=auc.high,
+        auc=value,
+        interval=interval,
+        spoken=f"AUC {text}; 0.5 is guessing, 1 is perfect",
+        reason=auc.reason or "not defined",
+        accuracy=words.with_interval(metrics.accuracy, share=True),
+        usual=positive if 2 * metrics.positives > metrics.n else negative,
+        majority=words.percent(metrics.majority.value),
+        tested=words.class_counts(gene, metrics.positives, metrics.n) if metrics.n else "no case",
+        weak=metrics.caution or "",
+    )
+
+
+def facts(saved: Saved) -> dict[str, str]:
+    """Return the run in numbers."""
+    run = saved.run
+    moved = sum(s.bytes_up + s.bytes_down for record in saved.rounds for s in record.sites.values())
+    spent = sum(sum(record.seconds.values()) for record in saved.rounds)
+    named = {
+        "Data": words.listing(run.cohorts) or words.DASH,
+        "Hospitals": words.integer(len({*run.splits, *run.sites})),
+        "Rounds": f"{saved.done} of {run.settings.rounds}",
+        "Time for the rounds": words.duration(spent),
+        "Sent and received in all": words.size(moved),
+        "One update": words.size(run.payload_bytes),
+    }
+    if run.finished:
+        named["Finished"] = words.moment(run.finished)
+    return named

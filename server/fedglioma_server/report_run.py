@@ -1,0 +1,241 @@
+"""Tables of what a run worked on and how it went: sites, sequences, exclusions, rounds, settings."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from fedglioma.case import CLASS_TITLES, GENE_TITLES, GENES
+from fedglioma.config.run import RunConfig
+from fedglioma_server import report_text as words
+from fedglioma_server.records import DataIssue, RoundRecord, RunRecord, SiteRound
+from fedglioma_server.report_tables import FOLD_ABOVE, Cell, Notes, Row, Table, setting
+
+
+def sites_table(run: RunRecord) -> Table:
+    """Return cases per site and split, and how many of the training cases carry each status."""
+    splits = (
+        ("Training", "Choosing the model", "Held out for this report") if run.splits else ("Training, about",)
+    )
+    over = [("", 1), ("Cases", len(splits))]
+    over += [(f"{GENE_TITLES[gene]} of the training cases", 3) for gene in GENES]
+    statuses = [name for gene in GENES for name in (*CLASS_TITLES[gene], "unknown")]
+    rows = []
+    for site in sorted({*run.splits, *run.sites}):
+        data = run.sites.get(site)
+        cells = [Cell(site, head=True, number=False), *_split_cells(run, site)]
+        for gene in GENES:
+            labels = data.labels.get(gene) if data is not None else None
+            limit = data.small_cell_limit if data is not None else 0
+            cells += [Cell(words.cell(n, limit)) for n in labels] if labels else [Cell(words.DASH)] * 3
+        rows.append(Row(tuple(cells)))
+    remark = "" if run.splits else "About: rounded up by the hospital. "
+    if run.suppressed_cells:
+        limits = sorted({data.small_cell_limit for data in run.sites.values() if data.small_cell_limit > 1})
+        remark += (
+            f"{words.listing([f'<{limit}' for limit in limits])}: at least one, but fewer than a hospital "
+            f"publishes; {words.count(run.suppressed_cells, 'such count')} in this run."
+        )
+    columns = ("Hospital", *splits, *statuses)
+    return Table("Cases per hospital", columns, tuple(rows), over=tuple(over), remark=remark.strip())
+
+
+def _split_cells(run: RunRecord, site: str) -> list[Cell]:
+    if not run.splits:
+        return [Cell(words.integer(run.sites[site].cases))]
+    split = run.splits.get(site)
+    counts = (split.train, split.selection, split.report) if split is not None else (None, None, None)
+    return [Cell(words.DASH if n is None else words.integer(n)) for n in counts]
+
+
+def modalities_table(run: RunRecord) -> Table:
+    """Return training cases per subset of sequences and site."""
+    sites = sorted(run.sites)
+    subsets = sorted({name for data in run.sites.values() for name in data.modalities}, key=_subset_order)
+    rows = tuple(
+        Row(
+            (
+                Cell(words.subset_title(subset), head=True, number=False),
+                *(
+                    Cell(
+                        words.cell(
+                            run.sites[site].modalities.get(subset, 0), run.sites[site].small_cell_limit
+                        )
+                    )
+                    for site in sites
+                ),
+            )
+        )
+        for subset in subsets
+    )
+    return Table("MRI sequences of the training cases", ("Sequences present", *sites), rows)
+
+
+def _subset_order(name: str) -> tuple[int, str]:
+    return -len(name.split("+")), name
+
+
+def issues_table(issues: Sequence[DataIssue]) -> Table:
+    """Return what was left out or kept with a warning, by site and reason."""
+    ordered = sorted(issues, key=lambda issue: (issue.kind, issue.site, issue.code, issue.explanation))
+    rows = tuple(
+        Row(
+            (
+                Cell(issue.site, head=True, number=False),
+                Cell("left out" if issue.kind == "excluded" else "kept, with a warning", number=False),
+                Cell(issue.explanation, number=False),
+                Cell(words.integer(issue.cases)),
+            )
+        )
+        for issue in ordered
+    )
+    return Table(
+        "Left out, or kept with a warning",
+        ("Hospital", "What happened", "Why", "Cases"),
+        rows,
+        words=frozenset({0, 1, 2}),
+        fold=len(rows) > FOLD_ABOVE,
+    )
+
+
+def rounds_table(rounds: Sequence[RoundRecord], chosen: int | None) -> Table:
+    """Return one row per round: held-out figures, sites that answered, seconds by phase."""
+    phases = _keys(record.seconds for record in rounds)
+    rows = []
+    for record in rounds:
+        asked = [site for site in record.sites.values() if site.status != "idle"]
+        answered = sum(site.status == "ok" for site in asked)
+        cells = [
+            Cell(f"{record.round} (untrained)" if record.round == 0 else str(record.round), head=True),
+            Cell(words.decimal(record.heldout.loss, 3)),
+            *(Cell(words.decimal(record.heldout.auc.get(gene))) for gene in GENES),
+            *(Cell(words.percent(record.heldout.accuracy.get(gene))) for gene in GENES),
+            Cell(f"{answered} of {len(asked)}" if record.sites else words.DASH),
+            *(Cell(words.duration(record.seconds.get(phase))) for phase in phases),
+        ]
+        if record.round == chosen:
+            cells[0] = Cell(f"{record.round} (chosen)", head=True, strong=True)
+        rows.append(Row(tuple(cells)))
+    titles = tuple(GENE_TITLES[gene] for gene in GENES)
+    return Table(
+        "Every round",
+        ("Round", "Loss", *titles, *titles, "Hospitals", *(_phase(phase) for phase in phases)),
+        tuple(rows),
+        over=(
+            ("", 2),
+            ("AUC", 3),
+            ("Accuracy", 3),
+            ("Answered", 1),
+            *((("Time", len(phases)),) if phases else ()),
+        ),
+        words=frozenset(),
+        remark="Measured on the held-out patients that choose the model, not on those reported above.",
+        fold=True,
+    )
+
+
+def site_rounds_table(rounds: Sequence[RoundRecord]) -> Table:
+    """Return one row per round and site: status, weights, loss, seconds by phase, bytes."""
+    lines = [(record.round, name, site) for record in rounds for name, site in record.sites.items()]
+    groups = _keys(site.weights for _, _, site in lines)
+    phases = _keys(site.seconds for _, _, site in lines)
+    notes = Notes()
+    rows = []
+    for number, name, site in lines:
+        left_out = site.status not in ("ok", "idle")
+        cells = (
+            Cell(str(number), head=True),
+            Cell(name, head=True, number=False),
+            Cell(
+                words.STATUS_TITLES[site.status],
+                number=False,
+                strong=left_out,
+                note=notes.letter(site.reason),
+            ),
+            *(Cell(_weight(site.weights.get(group))) for group in groups),
+            Cell(words.integer(site.steps)),
+            Cell(words.decimal(site.loss, 3)),
+            Cell(words.decimal(site.update_norm, 2)),
+            *(Cell(words.duration(site.seconds.get(phase))) for phase in phases),
+            Cell(words.size(site.bytes_down)),
+            Cell(words.size(site.bytes_up)),
+        )
+        rows.append(Row(cells, faint=site.status != "ok"))
+    over = [("", 3), *([("Weight in the mean", len(groups))] if groups else []), ("Training", 3)]
+    over += [*([("Time", len(phases))] if phases else []), ("Data", 2)]
+    return Table(
+        "Every hospital in every round",
+        (
+            "Round",
+            "Hospital",
+            "Status",
+            *(words.GROUP_TITLES.get(g, g) for g in groups),
+            "Steps",
+            "Loss",
+            "Update length",
+            *(_phase(phase) for phase in phases),
+            "Received",
+            "Sent",
+        ),
+        tuple(rows),
+        over=tuple(over),
+        words=frozenset({1, 2}),
+        notes=notes.listed(),
+        fold=True,
+    )
+
+
+def site_summary_table(rounds: Sequence[RoundRecord]) -> Table:
+    """Return one row per site over the whole run."""
+    lines: dict[str, list[SiteRound]] = {}
+    for record in rounds:
+        for name, site in record.sites.items():
+            lines.setdefault(name, []).append(site)
+    rows = []
+    for name in sorted(lines):
+        took_part = [site for site in lines[name] if site.status == "ok"]
+        losses = [site.loss for site in took_part if site.loss is not None]
+        cells = (
+            Cell(name, head=True, number=False),
+            Cell(f"{len(took_part)} of {len(lines[name])}"),
+            Cell(words.decimal(losses[0] if losses else None, 3)),
+            Cell(words.decimal(losses[-1] if losses else None, 3)),
+            Cell(words.integer(sum(site.steps for site in took_part))),
+            Cell(words.duration(sum(sum(site.seconds.values()) for site in took_part))),
+            Cell(words.size(sum(site.bytes_down for site in lines[name]))),
+            Cell(words.size(sum(site.bytes_up for site in lines[name]))),
+        )
+        rows.append(Row(cells, faint=not took_part))
+    return Table(
+        "Hospitals over the whole run",
+        ("Hospital", "Rounds taken part", "First training loss", "Last", "Steps", "Time", "Received", "Sent"),
+        tuple(rows),
+    )
+
+
+def settings_table(settings: RunConfig) -> Table:
+    """Return every setting with its value and its meaning."""
+    values = settings.model_dump()
+    rows = tuple(
+        Row(
+            (
+                Cell(name, head=True, number=False),
+                Cell(setting(values[name]), number=False),
+                Cell(info.description or "", number=False),
+            )
+        )
+        for name, info in RunConfig.model_fields.items()
+    )
+    return Table(
+        "Settings of the run", ("Setting", "Value", "Meaning"), rows, words=frozenset({0, 1, 2}), fold=True
+    )
+
+
+def _keys(tables: Iterable[Mapping[str, float]]) -> list[str]:
+    """Return the keys of all tables, each once, in the order of their first appearance."""
+    return list(dict.fromkeys(key for table in tables for key in table))
+
+
+def _phase(name: str) -> str:
+    return name.replace("_", " ").capitalize()
+
+
+def _weight(value: float | None) -> str:
+    return words.DASH if value is None else f"{value:,.6g}"
