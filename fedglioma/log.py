@@ -29,3 +29,5 @@ def configure(level: str = "INFO", *, console: Console | None = None) -> None:
     root.setLevel(level)
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.DEBUG if level == "DEBUG" else logging.WARNING)
+    # Flower prints its own lines; passed on, each would stand twice.
+    logging.getLogger("flwr").propagate = False

@@ -37,10 +37,12 @@ ALL = "flair+t1ce+t1+t2"
 NO_T2 = "flair+t1ce+t1"
 
 
-def rich_run(folder: Path, *, sites: Sequence[str] = ("henan", "ningxia", "zhengzhou")) -> Path:
+def rich_run(
+    folder: Path, *, sites: Sequence[str] = ("henan", "ningxia", "zhengzhou"), survival: bool = True
+) -> Path:
     """Write a finished run: three synthetic hospitals, twenty rounds, every figure defined."""
     random = np.random.default_rng(7)
-    settings = RunConfig(rounds=20, crop=64, bootstrap=200)
+    settings = RunConfig(rounds=20, crop=64, bootstrap=100)
     record = _record(
         "demo-20261121",
         settings,
@@ -85,14 +87,15 @@ def rich_run(folder: Path, *, sites: Sequence[str] = ("henan", "ningxia", "zheng
     subset = [ALL if i % 4 else NO_T2 if i % 8 else "flair+t1ce" for i in range(len(split))]
     predictions = _predictions(labels, where, subset, split, random, skill=1.5)
     _evaluate(folder, predictions, settings, synthetic=True)
-    _survive(folder, predictions, random, synthetic=True, grades=(2, 3, 4))
+    if survival:
+        _survive(folder, predictions, random, synthetic=True, grades=(2, 3, 4))
     return folder
 
 
 def poor_run(folder: Path) -> Path:
     """Write a finished run of seven real hospitals and few patients: most of it cannot be told."""
     random = np.random.default_rng(3)
-    settings = RunConfig(rounds=3, crop=64, bootstrap=200, strategy="fedprox")
+    settings = RunConfig(rounds=3, crop=64, bootstrap=100, strategy="fedprox")
     names = ("brats2021", "casewestern", "casewestern2", "henryford", "jefferson", "ucsf", "upenn")
     train = (4, 8, 2, 11, 4, 2, 1)
     record = _record(
@@ -100,7 +103,7 @@ def poor_run(folder: Path) -> Path:
         settings,
         synthetic=False,
         cohorts=["lgg_hospitals_nc", "glioma"],
-        command="fedglioma-server simulate --cohort lgg_hospitals_nc --cohort glioma --model mdpnet --rounds 3",
+        command="fedglioma-server simulate --cohort lgg_hospitals_nc --cohort glioma --rounds 3",
         splits={
             site: SplitCount(train=n, selection=i % 3, report=(n + 2) // 3)
             for i, (site, n) in enumerate(zip(names, train, strict=True))
@@ -141,11 +144,12 @@ def poor_run(folder: Path) -> Path:
     rounds = [_with_trouble(r) for r in rounds]
     _write(folder, record, _select(rounds))
     labels = np.array(
-        [[0, -1, -1], [1, 1, 0], [1, 0, 1], [0, 0, 0], [1, 1, 0], [1, 1, 0], [1, 0, 0], [-1, -1, -1], [0, -1, -1],
-         [1, -1, 0], [1, 1, 0], [1, 0, 0], [0, -1, -1]],
+        [
+            [0, -1, -1], [1, 1, 0], [1, 0, 1], [0, 0, 0],
+            [1, 1, 0], [1, 1, 0], [1, 0, 0], [-1, -1, -1], [0, -1, -1],
+            [1, -1, 0], [1, 1, 0], [1, 0, 0], [0, -1, -1],
+        ]
     )  # fmt: skip
-    labels[5:, 2] = np.minimum(labels[5:, 2], 0)
-    labels[:5, 2] = np.where(labels[:5, 2] == 1, 0, labels[:5, 2])
     where = [names[i] for i in (0, 3, 3, 4, 1, 3, 1, 0, 5, 2, 3, 1, 6)]
     subset = [ALL if site in ("brats2021", "ucsf", "upenn") else NO_T2 for site in where]
     split = ["selection"] * 4 + ["report"] * 9
@@ -248,7 +252,7 @@ def _round(
             loss=sum(losses.values()) / 3,
             loss_by_gene={**losses, Gene.CODEL: None} if blind else losses,
             auc={**undefined, Gene.IDH: 0.5 + 0.1 * number} if blind else auc,
-            accuracy={**undefined, Gene.IDH: 0.6} if blind else {gene: 0.7 for gene in GENES},
+            accuracy={**undefined, Gene.IDH: 0.6} if blind else dict.fromkeys(GENES, 0.7),
         ),
         log_variances=dict.fromkeys(GENES, 0.1 * number),
     )

@@ -59,9 +59,10 @@ class Record(Frozen):
 
 
 class _Voucher(Frozen):
-    """The JSON file: the record, and the checksum of the array's file."""
+    """The JSON file: the record, with checksums of the array's file and of the record itself."""
 
     array_sha256: str
+    record_sha256: str
     record: Record
 
 
@@ -112,8 +113,9 @@ class Cache:
         except ValidationError:
             logger.warning("cache entry %s: its description is damaged; the case is prepared again", key[:12])
             return None
-        if digest != voucher.array_sha256 or voucher.record.channels != CHANNELS:
-            logger.warning("cache entry %s: the array is damaged; the case is prepared again", key[:12])
+        told = (voucher.array_sha256, voucher.record_sha256, voucher.record.channels)
+        if told != (digest, _checksum(voucher.record), CHANNELS):
+            logger.warning("cache entry %s: a checksum is wrong; the case is prepared again", key[:12])
             return None
         return Stored(self._path(key, "npy"), digest, voucher.record)
 
@@ -128,7 +130,8 @@ class Cache:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(key, "npy")
         digest = _write(path, lambda file: np.save(file, np.ascontiguousarray(array), allow_pickle=False))
-        text = _Voucher(array_sha256=digest, record=record).model_dump_json(indent=1) + "\n"
+        voucher = _Voucher(array_sha256=digest, record_sha256=_checksum(record), record=record)
+        text = voucher.model_dump_json(indent=1) + "\n"
         _write(self._path(key, "json"), lambda file: file.write(text.encode()))
         return Stored(path, digest, record)
 
@@ -143,6 +146,10 @@ class Cache:
 
     def _path(self, key: str, kind: str) -> Path:
         return self.folder / f"{key}.{kind}"
+
+
+def _checksum(record: Record) -> str:
+    return hashlib.sha256(record.model_dump_json().encode()).hexdigest()
 
 
 def _write(path: Path, fill: Callable[[IO[bytes]], object]) -> str:

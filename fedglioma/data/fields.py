@@ -63,8 +63,8 @@ class Grid:
 
 def stream(seed: int, *key: str | int) -> np.random.Generator:
     """Return a generator of its own for each key, so that no draw depends on the order of use."""
-    words = (k if isinstance(k, int) else zlib.crc32(k.encode()) for k in key)
-    return np.random.default_rng([seed, *words])
+    words = [k if isinstance(k, int) else zlib.crc32(k.encode()) for k in key]
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=words))
 
 
 def smooth_noise(rng: np.random.Generator, axes: Axes, pitch_mm: float) -> FloatArray:

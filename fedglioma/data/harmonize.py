@@ -92,7 +92,7 @@ def resample(volume: Volume, grid: Grid) -> FloatArray:
     offset = _offset(volume, grid)
     if offset is not None:
         (i, j, k), (x, y, z) = offset, grid.shape
-        return np.ascontiguousarray(volume.array[i : i + x, j : j + y, k : k + z])
+        return np.array(volume.array[i : i + x, j : j + y, k : k + z], order="C")
     image = to_sitk(volume)
     factors = [max(1, int(grid.spacing_mm / size + _SAME_MM)) for size in volume.spacing]
     if max(factors) > 1:

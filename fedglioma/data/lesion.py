@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fedglioma.data.biology import Subtype
 from fedglioma.data.fields import Axes, BoolArray, FloatArray, sigmoid, smooth_noise, stream
-from fedglioma.data.patients import Patient, Subtype
+from fedglioma.data.patients import Patient
 
 NECROTIC_CORE, OEDEMA, ENHANCING = 1, 2, 4
 """Mask labels of BraTS up to 2021; 1 is necrotic or non-enhancing tumour."""

@@ -1,35 +1,21 @@
 """A made-up head as maps of what an MR scanner measures: T1, T2, proton density, contrast agent.
 
-Everything is an analytic surface in millimetres: ellipsoids for hull, cerebellum and stem, zero levels of
-smooth noise for the folds. So one patient has the same brain and the same tumour on every grid.
+One patient has the same brain and the same tumour on every grid.
 """
 
 from dataclasses import dataclass
-from enum import IntEnum
 from itertools import product
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from fedglioma.data.anatomy import Label, draw_anatomy
 from fedglioma.data.fields import Axes, BoolArray, FloatArray, Grid, smooth_noise, stream
 from fedglioma.data.lesion import TUMOUR_LABELS, Box, Layer, MaskArray, Surroundings, grow, lesion_box
-from fedglioma.data.patients import Patient, Tumour
+from fedglioma.data.patients import Patient
 
 T = TypeVar("T", bound=np.generic)
-
-
-class Label(IntEnum):
-    """Healthy tissue classes."""
-
-    AIR = 0
-    SCALP = 1
-    BONE = 2
-    MUSCLE = 3
-    CSF = 4
-    GREY = 5
-    WHITE = 6
-    DEEP_GREY = 7
 
 
 # at 3 T, in the order of Label
@@ -41,8 +27,6 @@ FINE_MM = 4.0
 POINTS = 2
 """Points along a voxel's edge where voxels are wider than ``FINE_MM``, as wide as a tumour's ring."""
 
-# centre and half axes in mm, right side: thalamus, lentiform nucleus, caudate head
-_NUCLEI = (((10, -10, 2), (8, 13, 8)), ((26, 5, 0), (5, 15, 10)), ((13, 19, 8), (5, 9, 8)))
 _HEAD_MM = ((-92, 92), (-112, 112), (-112, 86))
 _BRAIN_MM = ((-76, 76), (-95, 95), (-96, 68))
 
@@ -77,18 +61,23 @@ class Tissue:
         return total / np.float32(self.points**3)
 
     def brain_voxels(self) -> BoolArray:
-        """Return the voxels that are brain for at least their half."""
-        half: BoolArray = self.voxels(self.brain) >= 0.5
-        return half
+        """Return the voxels that are mostly brain."""
+        return self._mostly(self.brain)
 
     def mask_voxels(self) -> MaskArray:
-        """Return the tumour's mask by voxel: those half filled, with the label that fills most."""
+        """Return the tumour's mask by voxel: those mostly tumour, with the label that fills most."""
         if self.points == 1:
             return self.mask
         shares = np.stack([self.voxels(self.mask == label) for label in TUMOUR_LABELS])
         mask: MaskArray = np.array(TUMOUR_LABELS, np.uint8)[shares.argmax(axis=0)]
-        mask[shares.sum(axis=0) < 0.5] = 0
+        mask[~self._mostly(self.mask > 0)] = 0
         return mask
+
+    def _mostly(self, inside: BoolArray) -> BoolArray:
+        # half filled is decided by one point: always yes would make what is small too large
+        first = inside[:: self.points, :: self.points, :: self.points]
+        more: BoolArray = self.voxels(inside) > np.where(first, 0.49, 0.51)
+        return more
 
     def voxel_axes(self) -> Axes:
         """Return the coordinates of the box's voxels, in mm."""
@@ -102,78 +91,26 @@ class Tissue:
         return whole
 
 
-@dataclass(frozen=True)
-class _Points:
-    """Coordinates in mm that broadcast to the box."""
-
-    x: FloatArray
-    y: FloatArray
-    z: FloatArray
-
-    def ellipsoid(
-        self, centre: tuple[float, float, float], half_axes: tuple[float, float, float]
-    ) -> FloatArray:
-        """Return the distance from the centre in half axes: 1 on the surface."""
-        (cx, cy, cz), (ax, ay, az) = centre, half_axes
-        square = ((self.x - cx) / ax) ** 2 + ((self.y - cy) / ay) ** 2 + ((self.z - cz) / az) ** 2
-        distance: FloatArray = np.sqrt(square)
-        return distance
-
-
-@dataclass(frozen=True)
-class _Head:
-    """Sizes of one head relative to the average, ventricles in mm, and how wide the sulci gape."""
-
-    width: float
-    length: float
-    height: float
-    ventricle_mm: float
-    atrophy: float
-
-
-@dataclass(frozen=True)
-class _Surfaces:
-    """Depth in mm (positive inside) below the hulls of cerebrum, cerebellum and stem; noise for the folds."""
-
-    cerebrum: FloatArray
-    cerebellum: FloatArray
-    stem: FloatArray
-    wobble: FloatArray
-    folds: FloatArray
-
-
 def render_tissue(patient: Patient, grid: Grid, *, skull: bool = False) -> Tissue:
     """Return the patient's tissue on a grid, with or without skull, scalp and face."""
     box = _crop(grid, _HEAD_MM if skull else _BRAIN_MM)
     count = 1 if max(grid.spacing) <= FINE_MM else POINTS
     axes = _subdivide(grid, box, count)
-    points = _Points(*np.meshgrid(*axes, indexing="ij", sparse=True))
-    pulled = _mass_effect(points, patient.tumour)
-    head = _sample_head(patient)
-    surfaces = _surfaces(pulled, axes, head, patient.seed)
-
-    labels = np.zeros(surfaces.cerebrum.shape, np.uint8)
-    if skull:
-        _paint_skull(labels, points, axes, head, surfaces, patient.seed)
-    _paint_hindbrain_and_hull(labels, surfaces, pulled)
-    _paint_cerebrum(labels, surfaces, head)
-    _paint_depths(labels, surfaces, pulled, head)
-    brain = np.maximum(np.maximum(surfaces.cerebrum, surfaces.cerebellum), surfaces.stem) > -1.0
-
-    t1, t2, density = _relaxation(labels, axes, patient.seed)
+    anatomy = draw_anatomy(patient, axes, skull=skull)
+    t1, t2, density = _relaxation(anatomy.labels, axes, patient.seed)
     tissue = Tissue(
         grid=grid,
         box=box,
         points=count,
-        labels=labels,
-        brain=brain,
+        labels=anatomy.labels,
+        brain=anatomy.brain,
         t1_ms=t1,
         t2_ms=t2,
         proton_density=density,
         gadolinium=np.zeros_like(t1),
-        mask=np.zeros_like(labels),
+        mask=np.zeros_like(anatomy.labels),
     )
-    _add_tumour(tissue, axes, patient, surfaces.cerebrum)
+    _add_tumour(tissue, axes, patient, anatomy.depth)
     _add_vessels(tissue, axes, patient.seed)
     return tissue
 
@@ -194,90 +131,6 @@ def _subdivide(grid: Grid, box: Box, count: int) -> Axes:
         for axis, part, spacing in zip(grid.axes(), box, grid.spacing, strict=True)
     )
     return x, y, z
-
-
-def _mass_effect(points: _Points, tumour: Tumour) -> _Points:
-    """Return where each point lay before the tumour pushed it aside."""
-    dx, dy, dz = (
-        p - c for p, c in zip((points.x, points.y, points.z), map(np.float32, tumour.centre), strict=True)
-    )
-    push = 0.22 * min(1.0, tumour.radius_mm / 24)
-    pull = push * np.exp(-(dx**2 + dy**2 + dz**2) / (1.3 * tumour.radius_mm) ** 2)
-    return _Points(points.x - pull * dx, points.y - pull * dy, points.z - pull * dz)
-
-
-def _sample_head(patient: Patient) -> _Head:
-    rng = stream(patient.seed, "head")
-    width, length, height = (float(size) for size in rng.normal(1, 0.03, 3))
-    ventricle = float(np.clip(rng.normal(5.5, 1.0) + 0.04 * (patient.age - 50), 3.5, 9.5))
-    return _Head(width, length, height, ventricle, atrophy=1 + 0.012 * max(0.0, patient.age - 55))
-
-
-def _surfaces(points: _Points, axes: Axes, head: _Head, seed: int) -> _Surfaces:
-    wobble = 1 + 0.025 * smooth_noise(stream(seed, "hull"), axes, 40.0)
-    # the base of the brain is flatter than its vault
-    height = np.where(points.z > -5, np.float32(62 * head.height), np.float32(42 * head.height))
-    square = (points.x / (67 * head.width)) ** 2 + (points.y / (84 * head.length)) ** 2
-    hull = np.sqrt(square + ((points.z + 5) / height) ** 2) * wobble
-    cerebellum = points.ellipsoid((0, -46, -45), (50 * head.width, 33 * head.length, 25 * head.height))
-    return _Surfaces(
-        cerebrum=(1 - hull) * 68,
-        cerebellum=(1 - cerebellum) * 33,
-        stem=(1 - points.ellipsoid((0, -20, -52), (13, 12, 42))) * 13,
-        wobble=wobble,
-        folds=smooth_noise(stream(seed, "folds"), axes, 8.0),
-    )
-
-
-def _paint_skull(
-    labels: MaskArray, points: _Points, axes: Axes, head: _Head, surfaces: _Surfaces, seed: int
-) -> None:
-    x, y, z = points.x, points.y, points.z
-    height = np.where(z > -5, np.float32(62 * head.height + 15), np.float32(110))
-    square = (x / (67 * head.width + 15)) ** 2 + (y / (84 * head.length + 15)) ** 2
-    scalp = (1 - np.sqrt(square + ((z + 5) / height) ** 2) * surfaces.wobble) * 80
-    face = (1 - points.ellipsoid((0, 55, -62), (50, 48, 46))) * 46
-    thickness = 5 + 1.5 * smooth_noise(stream(seed, "scalp"), axes, 30.0)
-    labels[(scalp > 0) | (face > 0)] = Label.SCALP
-    labels[(scalp > thickness) & (z > -62)] = Label.BONE
-    labels[((scalp > thickness) & (z <= -48)) | (face > 5)] = Label.MUSCLE
-    for side in (-1, 1):
-        eye = points.ellipsoid((side * 31, 74 * head.length, -34), (12.5, 12.5, 12.5))
-        labels[eye < 1] = Label.CSF
-
-
-def _paint_hindbrain_and_hull(labels: MaskArray, surfaces: _Surfaces, points: _Points) -> None:
-    cerebellum, stem = surfaces.cerebellum, surfaces.stem
-    outer = np.maximum(np.maximum(surfaces.cerebrum + 3.2, cerebellum + 2.5), stem + 2.0)
-    labels[outer > 0] = Label.CSF
-    below = surfaces.cerebrum <= 0
-    folia = np.abs(np.sin(points.z * (np.pi / 3.2) + 1.2 * surfaces.folds)) < 0.25
-    labels[(cerebellum > 0) & below] = Label.GREY
-    labels[(cerebellum > 0) & below & (folia | (cerebellum > 12))] = Label.WHITE
-    labels[(stem > 0) & below] = Label.WHITE
-
-
-def _paint_cerebrum(labels: MaskArray, surfaces: _Surfaces, head: _Head) -> None:
-    depth = surfaces.cerebrum
-    fold = np.abs(surfaces.folds)
-    labels[depth > 0] = Label.WHITE
-    labels[(depth > 0) & (((fold < 0.78) & (depth < 22)) | (depth < 3.6))] = Label.GREY
-    labels[(depth > 0) & (depth < 20) & (fold < 0.12 * head.atrophy)] = Label.CSF
-
-
-def _paint_depths(labels: MaskArray, surfaces: _Surfaces, points: _Points, head: _Head) -> None:
-    """Paint deep nuclei, the lateral and third ventricles and the cleft between the hemispheres."""
-    x, y, z = points.x, points.y, points.z
-    bend = np.clip(y / 40, -1.2, 1.2) ** 2
-    radius = head.ventricle_mm * np.sqrt(np.clip(1 - (y / 41) ** 2, 0, 1)) + 1e-3
-    for side in (-1, 1):
-        for (cx, cy, cz), half_axes in _NUCLEI:
-            labels[points.ellipsoid((side * cx, cy, cz), half_axes) < 1] = Label.DEEP_GREY
-        horn = ((x - side * (6 + 9 * bend)) / radius) ** 2 + ((z - (11 - 7 * bend)) / (1.3 * radius)) ** 2
-        labels[(horn < 1) & (np.abs(y) < 41)] = Label.CSF
-    labels[(np.abs(x) < 1.8) & (np.abs(y + 5) < 12) & (np.abs(z + 3) < 8)] = Label.CSF
-    cleft = (np.abs(x) < 1.1 + 0.3 * surfaces.folds) & ((z > 24) | (y > 48) | (y < -52))
-    labels[cleft & (surfaces.cerebrum > 0)] = Label.CSF
 
 
 def _relaxation(labels: MaskArray, axes: Axes, seed: int) -> tuple[FloatArray, FloatArray, FloatArray]:

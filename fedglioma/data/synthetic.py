@@ -79,16 +79,23 @@ class Recipe:
         """The grid that all images of the cohort share."""
         return Grid.full() if self.size == FULL_SIZE else Grid.cube(self.size)
 
-    def draw(self, number: int) -> "Examination":
-        """Return the patient of that number, counted from 0, with images."""
-        site = self.sites[number % len(self.sites)]
-        patient = sample_patient(
+    def site_of(self, number: int) -> SyntheticSite:
+        """Return the site of the patient of that number, counted from 0."""
+        return self.sites[number % len(self.sites)]
+
+    def sample(self, number: int) -> Patient:
+        """Return the patient of that number, without images."""
+        return sample_patient(
             stream(self.seed, "patient", number),
-            prevalence=site.prevalence,
+            prevalence=self.site_of(number).prevalence,
             overlap=self.overlap,
             label_noise=self.label_noise,
             unknown_labels=self.unknown_labels,
         )
+
+    def draw(self, number: int) -> "Examination":
+        """Return the patient of that number with images."""
+        site, patient = self.site_of(number), self.sample(number)
         tissue = render_tissue(patient, self.grid, skull=self.skull)
         images = {
             modality: acquire(tissue, modality, site.scanner, patient.seed, stripped=not self.skull)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedglioma.case import CHANNELS, Modality
+from fedglioma.data.biology import PREVALENCE, Prevalence, Subtype
 from fedglioma.data.fields import stream
-from fedglioma.data.patients import PREVALENCE, Prevalence, Subtype
 from fedglioma.data.scanner import Scanner, Sequence
 from fedglioma.errors import ConfigError
 

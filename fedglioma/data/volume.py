@@ -153,12 +153,11 @@ class _Header:
             dtype = np.dtype(raw.get_data_dtype())
             slope, intercept = raw.get_slope_inter()
             offset = int(raw["vox_offset"])
-        except (HeaderDataError, ValueError, OverflowError) as error:
-            raise VolumeError(
-                "header", f"the NIfTI header is damaged ({error}); convert the series again"
-            ) from None
+        except (HeaderDataError, KeyError, ValueError, OverflowError) as error:
+            reason = f"the NIfTI header is damaged ({error!s}); convert the series again"
+            raise VolumeError("header", reason) from None
         if dtype.kind not in "iuf" or dtype.itemsize > 8:
-            kind = "colour" if dtype.names else str(dtype)
+            kind = "colours" if dtype.names else f"of type {dtype}"
             raise VolumeError(
                 "dtype", f"voxels are {kind} and not one grey value each; export the series as MR"
             )
@@ -208,7 +207,7 @@ def _shape(raw: Any) -> tuple[int, int, int]:
     axes = dim[1 : 1 + dim[0]] if 1 <= dim[0] <= 7 else []
     if len(axes) < 3 or any(n != 1 for n in axes[3:]):
         raise VolumeError("dimensions", f"{len(axes)}-D of {_times(axes)}; give one 3-D volume per modality")
-    if min(axes) < MIN_AXIS:
+    if min(axes[:3]) < MIN_AXIS:
         raise VolumeError("dimensions", f"{_times(axes)} voxels; every axis needs at least {MIN_AXIS}")
     return (axes[0], axes[1], axes[2])
 

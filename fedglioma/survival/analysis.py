@@ -11,7 +11,8 @@ from fedglioma.case import UNKNOWN, Frozen
 from fedglioma.survival.columns import Columns, TimeUnit
 from fedglioma.survival.cox import Covariate, CoxModel, fit_cox
 from fedglioma.survival.curves import Arm, LogRank, log_rank, make_arm, risk_ticks
-from fedglioma.survival.table import LeftOut, Marker, SurvivalTable
+from fedglioma.survival.markers import Marker
+from fedglioma.survival.table import LeftOut, SurvivalTable
 from fedglioma.survival.values import Group
 
 BoolArray = NDArray[np.bool_]

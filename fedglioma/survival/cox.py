@@ -17,6 +17,7 @@ from fedglioma.case import Frozen
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
+_ESTIMATES = ("exp(coef)", "exp(coef) lower 95%", "exp(coef) upper 95%", "p")
 EVENTS_PER_COVARIATE = 10
 """Fewer deaths per covariate than this and a ratio is easily far off (Peduzzi et al. 1995)."""
 
@@ -116,7 +117,10 @@ def fit_cox(
         return model.model_copy(update={"reason": reason})
     few = model.events < EVENTS_PER_COVARIATE * len(used)
     caution = f"{_count(model.events, 'death')} for {_count(len(used), 'covariate')}" if few else None
-    rows, concordance = _rows(fitter, frame, used), float(fitter.concordance_index_)
+    concordance = _concordance(fitter)
+    if concordance is None:
+        return model.model_copy(update={"reason": "no two patients differ in survival"})
+    rows = _rows(fitter, frame, used)
     return model.model_copy(update={"rows": rows, "concordance": concordance, "caution": caution})
 
 
@@ -144,12 +148,22 @@ def _fit(frame: pd.DataFrame) -> tuple[CoxPHFitter | None, str | None]:
         warnings.simplefilter("always")
         try:
             fitter.fit(frame, duration_col="time", event_col="died")
-        except ConvergenceError:
+        except (ConvergenceError, np.linalg.LinAlgError):
             return None, "the covariates determine each other or the outcome: no finite estimate"
     # lifelines warns where the likelihood has no maximum and still returns where it stopped.
     if any(issubclass(w.category, ConvergenceWarning) for w in caught):
         return None, "the deaths separate the classes: no finite estimate"
+    if not np.isfinite(fitter.summary[list(_ESTIMATES)].to_numpy()).all():
+        return None, "too few deaths: no finite estimate"
     return fitter, None
+
+
+def _concordance(fitter: CoxPHFitter) -> float | None:
+    """Return Harrell's concordance; None where no two patients can be said to differ in survival."""
+    try:
+        return float(fitter.concordance_index_)
+    except ZeroDivisionError:
+        return None
 
 
 def _rows(
@@ -159,16 +173,17 @@ def _rows(
     summary = fitter.summary
     rows = []
     for i, covariate in enumerate(covariates):
-        line, ph_p = summary.loc[str(i)], float(holds.loc[str(i)])
+        ratio, low, high, p = (float(summary.loc[str(i), column]) for column in _ESTIMATES)
+        ph_p = float(holds.loc[str(i)])
         rows.append(
             HazardRatio(
                 covariate=covariate.name,
                 label=covariate.label,
                 reference=covariate.reference,
-                ratio=float(line["exp(coef)"]),
-                low=float(line["exp(coef) lower 95%"]),
-                high=float(line["exp(coef) upper 95%"]),
-                p=float(line["p"]),
+                ratio=ratio,
+                low=low,
+                high=high,
+                p=p,
                 ph_p=ph_p if np.isfinite(ph_p) else None,
             )
         )

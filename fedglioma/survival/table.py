@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedglioma.case import CLASS_TITLES, GENE_TITLES, GENES, UNKNOWN, Case, Frozen
+from fedglioma.case import GENES, UNKNOWN, Case, Frozen
 from fedglioma.errors import ConfigError, DataError
 from fedglioma.survival import values
-from fedglioma.survival.columns import Cells, Columns, TimeUnit, choose_columns, gene_of, unit_of
+from fedglioma.survival.columns import Cells, Columns, TimeUnit, choose_columns, unit_of
+from fedglioma.survival.markers import Marker, read_marker
 from fedglioma.survival.values import Group
 
 FloatArray = NDArray[np.float64]
@@ -24,7 +25,6 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
 PARTICIPANTS = "participants.tsv"
-MAX_CLASSES = 8
 NAMED_LINES = 10
 MAX_DAYS = 36525.0
 """A hundred years: a follow-up beyond it is in another unit than the column says."""
@@ -36,22 +36,6 @@ class LeftOut(Frozen):
     reason: str
     rows: int
     lines: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Marker:
-    """One column that divides the patients: class titles and, per patient, which one or ``UNKNOWN``.
-
-    ``codes`` (n,) indexes ``classes``; class 0 is the reference of hazard ratios. ``not_understood``
-    counts the patients whose cell was neither a class nor missing, with an example.
-    """
-
-    column: str
-    title: str
-    classes: tuple[str, ...]
-    codes: IntArray
-    not_understood: int = 0
-    example: str = ""
 
 
 @dataclass(frozen=True)
@@ -197,7 +181,9 @@ def _validated(
         unit=unit,
         time=time,
         died=died,
-        markers=tuple(_marker(name, [cells[name][row] for row in kept], source) for name in columns.groups),
+        markers=tuple(
+            read_marker(name, [cells[name][row] for row in kept], source) for name in columns.groups
+        ),
         groups=_groups(cells, columns.cohort, kept),
         age=_ages(cells, columns.age, kept),
         left_out=left_out,
@@ -247,53 +233,6 @@ def _coding_hint(cells: Cells, columns: Columns) -> str:
     if known and known <= {1.0, 2.0}:
         return f"; {columns.event} holds 1 and 2: write 0 for censored and 1 for died"
     return ""
-
-
-def _marker(column: str, cells: Sequence[str], source: str) -> Marker:
-    """Return a column's classes: two where its words are binary, else each word that occurs."""
-    gene = gene_of(column)
-    codes = [values.binary(cell) for cell in cells]
-    unread = [cell for cell, code in zip(cells, codes, strict=True) if code is None]
-    if gene is None and unread:
-        return _worded(column, cells, source)
-    return Marker(
-        column=column,
-        title=column if gene is None else GENE_TITLES[gene],
-        classes=_binary_titles(cells, codes) if gene is None else CLASS_TITLES[gene],
-        codes=np.array([UNKNOWN if code is None else code for code in codes], dtype=np.int64),
-        not_understood=len(unread),
-        example=unread[0] if unread else "",
-    )
-
-
-def _binary_titles(cells: Sequence[str], codes: Sequence[int | None]) -> tuple[str, ...]:
-    """Return the table's own words for the two classes; ``no`` and ``yes`` for bare numbers."""
-    titles = ["no", "yes"]
-    for code in (0, 1):
-        words = [c for c, found in zip(cells, codes, strict=True) if found == code]
-        if words and values.number(words[0]) is None:
-            titles[code] = words[0]
-    return tuple(titles)
-
-
-def _worded(column: str, cells: Sequence[str], source: str) -> Marker:
-    spelled: dict[str, str] = {}
-    for cell in cells:
-        if not values.is_missing(cell):
-            spelled.setdefault(cell.casefold(), cell)
-    order = sorted(spelled)
-    if len(order) > MAX_CLASSES:
-        raise ConfigError(
-            f"{source}: {column} has {len(order)} different values, such as {spelled[order[0]]!r}: "
-            f"compare a column with at most {MAX_CLASSES}, or put its values into classes first"
-        )
-    codes = [UNKNOWN if values.is_missing(cell) else order.index(cell.casefold()) for cell in cells]
-    return Marker(
-        column=column,
-        title=column,
-        classes=tuple(spelled[word] for word in order),
-        codes=np.array(codes, dtype=np.int64),
-    )
 
 
 def _groups(cells: Cells, cohort: str | None, kept: Sequence[int]) -> tuple[Group | None, ...]:

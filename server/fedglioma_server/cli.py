@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from fedglioma import log
-from fedglioma.console import OutputFormat, door, emit, human, interruptible, progress, quiet_flower
+from fedglioma.console import OutputFormat, door, emit, human, interruptible, prepare_environment, progress
 from fedglioma.errors import ConfigError
 from fedglioma_server.options import with_run_settings
 
@@ -37,7 +37,7 @@ SYNTHETIC_BANNER = "SYNTHETIC DATA: made-up patients, nothing here is clinical e
 
 def main() -> None:
     """Run the command line."""
-    quiet_flower()
+    prepare_environment()
     app()
 
 
@@ -70,7 +70,7 @@ def simulate(
         str | None,
         typer.Option(
             help="which hospitals: names from the site column, a number to divide the patients into, "
-            "or settings files (site_config/a.yaml,b.yaml or a folder); default: every name in the site column",
+            "or settings files (site_config/a.yaml,b.yaml or a folder); default: all of the site column",
             metavar="SPEC",
         ),
     ] = None,
@@ -199,8 +199,11 @@ def survival(
             help="column that divides the patients, may be repeated; default: idh, atrx, codel_1p19q"
         ),
     ] = [],  # noqa: B006 (typer copies it)
+    cohort: Annotated[
+        str | None, typer.Option(help="column of LGG / GBM or of WHO grades that makes the groups; guessed")
+    ] = None,
     unit: Annotated[
-        str | None, typer.Option(help="days or months; by default from the column's name")
+        str | None, typer.Option(help="days, months or years; by default from the column's name")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="folder for results, curves and figures", metavar="DIR")
@@ -213,7 +216,9 @@ def survival(
         log.configure(log_level)
         from fedglioma_server.run_survival import analyse_file
 
-        data, text = analyse_file(table, time=time, event=event, groups=group, unit=unit, out=out)
+        data, text = analyse_file(
+            table, time=time, event=event, groups=group, cohort=cohort, unit=unit, out=out
+        )
         emit(data, text, output)
 
 

@@ -5,26 +5,23 @@ released, measured once on the split that chose nothing, and reported.
 """
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedglioma.case import GENES, Gene, subset_name
+from fedglioma.case import Gene
 from fedglioma.counts import global_counts
 from fedglioma.data.dataset import CaseDataset
-from fedglioma.data.loader import eval_batches
 from fedglioma.data.plan import SimulationPlan
 from fedglioma.data.prepare import PreparedCase
 from fedglioma.errors import FedGliomaError, ProtocolError, QuorumError
-from fedglioma.metrics.predictions import Predictions
 from fedglioma.metrics.tables import evaluate
 from fedglioma.seeds import derive_seed
 from fedglioma.training.learner import Learner, initial_learner
-from fedglioma.training.predict import predict
 from fedglioma.weights import FlatArrays, Layout, pack, to_record, unpack
 from fedglioma.wire import (
     STATISTICS,
@@ -36,7 +33,7 @@ from fedglioma.wire import (
     request_record,
 )
 from fedglioma_server.checkpoint import Checkpoints
-from fedglioma_server.heldout import HeldOut, best_round
+from fedglioma_server.heldout import HeldOut, best_round, predictions_of
 from fedglioma_server.outcome import write_outcome
 from fedglioma_server.privacy import privacy_record
 from fedglioma_server.records import RoundRecord, SiteData, write_json, write_rounds
@@ -46,6 +43,9 @@ from fedglioma_server.runfolder import RunFolder, now
 from fedglioma_server.strategy import STRATEGIES
 
 logger = logging.getLogger(__name__)
+
+CONNECT_S = 120.0
+POLL_S = 0.1
 
 Finished = Callable[[RoundRecord], None]
 
@@ -131,7 +131,9 @@ def statistics_round(grid: Grid, coordinator: Coordinator) -> dict[int, Statisti
     content = request_record(StatisticsRequest(settings=settings))
     messages = [
         Message(content, dst_node_id=node, message_type=STATISTICS, group_id="0")
-        for node in sorted(grid.get_node_ids())
+        for node in connected(
+            grid, len(coordinator.plan.sites), wait_s=min(CONNECT_S, settings.round_timeout_s)
+        )
     ]
     nodes: dict[int, StatisticsReply] = {}
     for reply in grid.send_and_receive(messages, timeout=settings.round_timeout_s):
@@ -149,6 +151,17 @@ def statistics_round(grid: Grid, coordinator: Coordinator) -> dict[int, Statisti
     if len(nodes) < settings.quorum:
         raise QuorumError(f"{len(nodes)} of {len(messages)} sites joined, {settings.quorum} are needed")
     return dict(sorted(nodes.items(), key=lambda item: item[1].site))
+
+
+def connected(grid: Grid, expected: int, *, wait_s: float) -> list[int]:
+    """Return the nodes that are there once all expected ones are, or when the wait is over.
+
+    Engines with processes of their own start the server's app while nodes still register.
+    """
+    end = time.monotonic() + wait_s
+    while len(nodes := sorted(grid.get_node_ids())) < expected and time.monotonic() < end:
+        time.sleep(POLL_S)
+    return nodes
 
 
 def _record_sites(folder: RunFolder, nodes: dict[int, StatisticsReply]) -> dict[Gene, tuple[float, float]]:
@@ -206,7 +219,16 @@ def conclude(
     record = folder.read()
     write_model(folder.model, record, chosen, arrays, checkpoints.layout)
     unpack(arrays, learner.model, learner.loss)
-    predictions = predict_cases(coordinator, learner)
+    held_out = [*coordinator.plan.selection, *coordinator.plan.report]
+    splits = ["selection"] * len(coordinator.plan.selection) + ["report"] * len(coordinator.plan.report)
+    predictions = predictions_of(
+        learner,
+        held_out,
+        splits,
+        crop=settings.crop,
+        batch_size=settings.batch_size,
+        device=coordinator.device,
+    )
     folder.evaluation.mkdir(parents=True, exist_ok=True)
     predictions.write_csv(folder.evaluation / "predictions.csv")
     evaluation = evaluate(
@@ -217,27 +239,9 @@ def conclude(
         seed=derive_seed(settings.seed, "bootstrap") % 2**32,
     )
     evaluation.write(folder.evaluation / "metrics.json")
-    held_out = [*coordinator.plan.selection, *coordinator.plan.report]
     write_outcome(folder.survival, held_out, predictions, synthetic=record.synthetic)
     privacy = privacy_record(record)
     write_json(folder.path / "privacy.json", privacy)
     write_card(folder.model, record, chosen, evaluation, privacy.statement)
     folder.update(status="completed", finished=now())
     write_report(folder.path)
-
-
-def predict_cases(coordinator: Coordinator, learner: Learner) -> Predictions:
-    """Return the predictions for all held-out cases, the selection split before the report split."""
-    plan = coordinator.plan
-    cases = [*plan.selection, *plan.report]
-    batches = eval_batches(coordinator.dataset(tuple(cases)), batch_size=plan.settings.batch_size)
-    scores = predict(learner.model, batches, device=coordinator.device)
-    patients = {name: number for number, name in enumerate(dict.fromkeys(c.case.patient for c in cases))}
-    return Predictions(
-        labels=scores.labels.numpy().astype(np.int64).reshape(-1, len(GENES)),
-        probabilities=scores.probabilities.numpy().astype(np.float64).reshape(-1, len(GENES)),
-        sites=tuple(case.case.site for case in cases),
-        modalities=tuple(subset_name(case.case.present) for case in cases),
-        split=("selection",) * len(plan.selection) + ("report",) * len(plan.report),
-        patients=np.array([patients[case.case.patient] for case in cases], dtype=np.int64),
-    )

@@ -6,6 +6,7 @@ and takes the page's font.
 """
 
 import re
+import warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,8 +32,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 LINE = 0.2
 """Inches between two lines of a legend or of the numbers at risk."""
-LONGEST = 20
-"""Letters of a group's name that stand beside the numbers at risk."""
+LONGEST = 24
+"""Letters of a name that a legend or the numbers at risk show."""
 
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -114,9 +115,9 @@ def round_curves(
     span : fixed limits of the value axis.
     stamp : a warning in the corner that stays with the figure wherever it goes, as for the others below.
     """
-    columns = _columns([curve.label for curve in curves], 5.2)
+    columns = _columns([_short(curve.label) for curve in curves], 4.15)
     legend = LINE * ceil(len(curves) / columns)
-    with _figure(5.4, 2.85 + legend) as figure:
+    with _figure(4.3, 2.95 + legend) as figure:
         axes = _axes(figure, left=0.62, right=0.12, bottom=0.5, top=0.5 + legend)
         _title(figure, title, stamp=stamp)
         if chance is not None:
@@ -132,7 +133,7 @@ def round_curves(
             _draw_curve(axes, rounds, curve)
         axes.set_xlabel("Round")
         axes.set_ylabel(axis)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
         first, last = min(rounds, default=0), max(rounds, default=1)
         margin = max(0.35, 0.02 * (last - first))
@@ -191,7 +192,7 @@ def kaplan_meier(
 
     ``ticks`` are the times at which the numbers at risk are counted.
     """
-    labels = [f"{group.label} (n = {group.patients})" for group in groups]
+    labels = [f"{_short(group.label)} (n = {group.patients})" for group in groups]
     columns = _columns(labels, 4.1)
     legend = LINE * ceil(len(groups) / columns)
     table = LINE * (len(groups) + 1)
@@ -281,13 +282,13 @@ def _look(style: int) -> dict[str, Any]:
 def _draw_curve(axes: Axes, rounds: Sequence[int], curve: Curve) -> None:
     values = _numbers(curve.values)
     if curve.style is None:
-        axes.plot(rounds, values, color=INK, linewidth=2.4, label=curve.label, **_dot(rounds))
+        axes.plot(rounds, values, color=INK, linewidth=2.4, label=_short(curve.label), **_dot(rounds))
         return
     every = max(1, len(rounds) // 12)
     axes.plot(
-        rounds, values, linewidth=1.6, marker=MARKERS[curve.style % len(MARKERS)], markersize=4.4,
+        rounds, values, linewidth=1.6, marker=MARKERS[curve.style % len(MARKERS)], markersize=5,
         markeredgecolor="white", markeredgewidth=0.6, markevery=(curve.style % every, every),
-        label=curve.label, **_look(curve.style),
+        label=_short(curve.label), **_look(curve.style),
     )  # fmt: skip
 
 
@@ -352,7 +353,9 @@ def _svg(figure: Figure, title: str) -> str:
     """Return the figure's SVG: no date, no maker, ids that depend on the drawing alone, short numbers."""
     nothing: Mapping[str, None] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     buffer = StringIO()
-    with mpl.rc_context({"svg.hashsalt": title}):
+    with mpl.rc_context({"svg.hashsalt": title}), warnings.catch_warnings():
+        # text stays text: what this machine's font lacks, such as a Chinese name, the reader's has
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(buffer, format="svg", transparent=True, metadata=dict(nothing))
     return _tidy(buffer.getvalue(), title)
 

@@ -7,7 +7,7 @@ a better model.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, MetricRecord
 
-from fedglioma.case import GENE_TITLES, GENES, Gene
+from fedglioma.case import GENE_TITLES, GENES, Gene, subset_name
 from fedglioma.data.dataset import CaseDataset
 from fedglioma.data.loader import eval_batches
+from fedglioma.data.prepare import PreparedCase
 from fedglioma.metrics.genotype import gene_metrics
+from fedglioma.metrics.predictions import Predictions
 from fedglioma.training.learner import Learner, log_variances
 from fedglioma.training.predict import Scores, predict
 from fedglioma.weights import from_record, unpack
@@ -54,6 +56,29 @@ def measure(scores: Scores, learner: Learner) -> HeldOutRound:
         loss_by_gene=losses,
         auc=auc,
         accuracy=accuracy,
+    )
+
+
+def predictions_of(
+    learner: Learner,
+    cases: Sequence[PreparedCase],
+    splits: Sequence[str],
+    *,
+    crop: int,
+    batch_size: int,
+    device: torch.device,
+) -> Predictions:
+    """Return a model's predictions for prepared cases, with what the tables group them by."""
+    dataset = CaseDataset(cases, crop=crop, augment=None, seed=0)
+    scores = predict(learner.model, eval_batches(dataset, batch_size=batch_size), device=device)
+    patients = {name: number for number, name in enumerate(dict.fromkeys(c.case.patient for c in cases))}
+    return Predictions(
+        labels=scores.labels.numpy().astype(np.int64).reshape(-1, len(GENES)),
+        probabilities=scores.probabilities.numpy().astype(np.float64).reshape(-1, len(GENES)),
+        sites=tuple(item.case.site for item in cases),
+        modalities=tuple(subset_name(item.case.present) for item in cases),
+        split=tuple(splits),
+        patients=np.array([patients[item.case.patient] for item in cases], dtype=np.int64),
     )
 
 

@@ -71,7 +71,7 @@ def render(saved: Saved) -> tuple[str, dict[str, Sequence[Drawing]]]:
         survival=survival,
         data=_data(saved.run),
         training=_training(saved, course),
-        settings=_settings(saved.run),
+        settings=_settings(saved),
         privacy=saved.privacy,
     )
     return html, {"evaluation": [*course.drawings, *roc.drawings], "survival": _drawings(survival)}
@@ -97,13 +97,14 @@ def _contents(saved: Saved, survival: bool) -> list[tuple[str, str]]:
 def _evaluation(evaluation: Evaluation | None) -> dict[str, object] | None:
     if evaluation is None:
         return None
-    subsets = {name: words.subset_title(name) for name in evaluation.by_modalities}
-    shown = [results.overall_table(evaluation.overall)]
-    shown.append(results.grouped_table("By hospital", "Hospital", evaluation.by_site, {}))
-    shown.append(
-        results.grouped_table("By MRI sequences present", "Sequences", evaluation.by_modalities, subsets)
-    )
-    shown.append(results.who_table(evaluation.who))
+    subsets = sorted(evaluation.by_modalities, key=words.subset_order)
+    by_subset = {words.subset_title(name): evaluation.by_modalities[name] for name in subsets}
+    shown = [
+        results.overall_table(evaluation.overall),
+        results.grouped_table("By hospital", "Hospital", evaluation.by_site),
+        results.grouped_table("By MRI sequences present", "Sequences", by_subset),
+        results.who_table(evaluation.who),
+    ]
     return {"tested": tested(evaluation), "tables": shown}
 
 
@@ -120,7 +121,7 @@ def _data(run: RunRecord) -> dict[str, object]:
 
 def _training(saved: Saved, course: Figures) -> dict[str, object]:
     left_out = [
-        f"Round {record.round}, {name}: {words.STATUS_TITLES[site.status]} ({site.reason or 'unknown'})."
+        f"Round {record.round}, {name}: {words.STATUS_TITLES[site.status]}, {site.reason or 'cause unknown'}."
         for record in saved.rounds
         for name, site in record.sites.items()
         if site.status not in ("ok", "idle")
@@ -139,14 +140,16 @@ def _training(saved: Saved, course: Figures) -> dict[str, object]:
     return {"lead": lead, "figures": course, "left_out": left_out, "tables": shown}
 
 
-def _settings(run: RunRecord) -> list[Table]:
+def _settings(saved: Saved) -> list[Table]:
+    run = saved.run
     facts: dict[str, object] = {
         "Run": run.run_id,
         "Engine": run.engine,
         "Cohorts": run.cohorts,
         "Digest of the data (SHA-256)": run.data_digest,
+        **({"Digest of the model's weights": saved.model.digest} if saved.model is not None else {}),
         "Parameters of the network": words.integer(run.parameters),
-        "Bytes of one update": words.integer(run.payload_bytes),
+        "Size of one update": f"{words.size(run.payload_bytes)} ({words.integer(run.payload_bytes)} bytes)",
         "Weights of the three tasks": run.settings.task_weighting,
         **{f"Version of {name}": version for name, version in run.versions.items()},
     }

@@ -41,11 +41,12 @@ def round_figures(
     rounds: Sequence[RoundRecord], chosen: int | None, stamp: str, *, finished: bool
 ) -> Figures:
     """Return the curves over the rounds: held-out loss and AUC, training loss per site."""
-    if not any(record.round for record in rounds):
+    trained = [record for record in rounds if record.round]
+    if not trained:
         return Figures(missing=("No round is on record yet, so there is no curve.",))
     numbers = [record.round for record in rounds]
     losses = [
-        Curve("Mean of the markers", [record.heldout.loss for record in rounds], style=None),
+        Curve("Mean", [record.heldout.loss for record in rounds], style=None),
         *(
             Curve(GENE_TITLES[gene], [record.heldout.loss_by_gene.get(gene) for record in rounds], style)
             for style, gene in enumerate(GENES)
@@ -55,17 +56,18 @@ def round_figures(
         Curve(GENE_TITLES[gene], [record.heldout.auc.get(gene) for record in rounds], style)
         for style, gene in enumerate(GENES)
     ]
+    own = [record.round for record in trained]
     names = sorted({name for record in rounds for name in record.sites})
-    sites = [Curve(name, [_train_loss(record, name) for record in rounds], i) for i, name in enumerate(names)]
-    trained = [number for number in numbers if number]
-    sites = [Curve(c.label, c.values[-len(trained) :], c.style) for c in sites]
+    sites = [
+        Curve(name, [_train_loss(record, name) for record in trained], i) for i, name in enumerate(names)
+    ]
     wanted = (
         ("heldout-loss", numbers, losses, "Error on held-out patients", "Loss (lower is better)",
-         "Loss of the shared model on the held-out patients that choose the model, after every round; "
+         "Loss of the shared model on the held-out patients that choose it, per marker and their mean; "
          "round 0 is before any training."),
         ("heldout-auc", numbers, auc, "Telling patients apart, by round", "AUC (0.5 is guessing)",
          "AUC of the shared model on the same patients; the dotted line is guessing."),
-        ("training-loss", trained, sites, "Error on the hospitals' own patients", "Training loss",
+        ("training-loss", own, sites, "Error on the hospitals' own patients", "Training loss",
          "Mean loss of each hospital's own training in every round; a gap where it did not take part."),
     )  # fmt: skip
     drawings, missing = [], []

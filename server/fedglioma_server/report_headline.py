@@ -130,7 +130,6 @@ def facts(saved: Saved) -> dict[str, str]:
         "Rounds": f"{saved.done} of {run.settings.rounds}",
         "Time for the rounds": words.duration(spent),
         "Sent and received in all": words.size(moved),
-        "One update": words.size(run.payload_bytes),
     }
     if run.finished:
         named["Finished"] = words.moment(run.finished)

@@ -48,7 +48,9 @@ def _split_cells(run: RunRecord, site: str) -> list[Cell]:
 def modalities_table(run: RunRecord) -> Table:
     """Return training cases per subset of sequences and site."""
     sites = sorted(run.sites)
-    subsets = sorted({name for data in run.sites.values() for name in data.modalities}, key=_subset_order)
+    subsets = sorted(
+        {name for data in run.sites.values() for name in data.modalities}, key=words.subset_order
+    )
     rows = tuple(
         Row(
             (
@@ -66,10 +68,6 @@ def modalities_table(run: RunRecord) -> Table:
         for subset in subsets
     )
     return Table("MRI sequences of the training cases", ("Sequences present", *sites), rows)
-
-
-def _subset_order(name: str) -> tuple[int, str]:
-    return -len(name.split("+")), name
 
 
 def issues_table(issues: Sequence[DataIssue]) -> Table:
@@ -136,12 +134,16 @@ def site_rounds_table(rounds: Sequence[RoundRecord]) -> Table:
     lines = [(record.round, name, site) for record in rounds for name, site in record.sites.items()]
     groups = _keys(site.weights for _, _, site in lines)
     phases = _keys(site.seconds for _, _, site in lines)
+    by_number = {record.round: record for record in rounds}
     notes = Notes()
     rows = []
+    begun: set[int] = set()
     for number, name, site in lines:
         left_out = site.status not in ("ok", "idle")
+        first = () if number in begun else (Cell(str(number), rows=len(by_number[number].sites), head=True),)
+        begun.add(number)
         cells = (
-            Cell(str(number), head=True),
+            *first,
             Cell(name, head=True, number=False),
             Cell(
                 words.STATUS_TITLES[site.status],
@@ -229,8 +231,8 @@ def settings_table(settings: RunConfig) -> Table:
 
 
 def _keys(tables: Iterable[Mapping[str, float]]) -> list[str]:
-    """Return the keys of all tables, each once, in the order of their first appearance."""
-    return list(dict.fromkeys(key for table in tables for key in table))
+    """Return the keys of all tables, each once, in the order of the table that has most of them."""
+    return list(dict.fromkeys(key for table in sorted(tables, key=len, reverse=True) for key in table))
 
 
 def _phase(name: str) -> str:

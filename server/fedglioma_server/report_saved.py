@@ -22,6 +22,12 @@ class NoSurvival(Record):
     reason: str
 
 
+class ReleasedModel(BaseModel):
+    """What the report tells of model/config.json."""
+
+    digest: str
+
+
 @dataclass(frozen=True)
 class Saved:
     """Everything that a run folder holds and a report reads; None for what is not there (yet)."""
@@ -32,6 +38,7 @@ class Saved:
     evaluation: Evaluation | None
     predictions: Predictions | None
     survival: Analyses
+    model: ReleasedModel | None = None
 
     @property
     def done(self) -> int:
@@ -66,6 +73,7 @@ def read_saved(run_folder: Path) -> Saved:
         evaluation=_optional(run_folder / "evaluation" / "metrics.json", Evaluation),
         predictions=_predictions(run_folder / "evaluation" / "predictions.csv"),
         survival=_survival(run_folder / "survival"),
+        model=_optional(run_folder / "model" / "config.json", ReleasedModel),
     )
 
 

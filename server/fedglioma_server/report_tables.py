@@ -10,7 +10,7 @@ from fedglioma.metrics.genotype import MAX_AUC_WIDTH, MIN_PATIENTS, MIN_RARER, G
 from fedglioma.metrics.who import CLASSES, WHO_TITLES, WhoClass, WhoTable
 from fedglioma_server import report_text as words
 
-FOLD_ABOVE = 15
+FOLD_ABOVE = 24
 """Rows above which a table starts folded."""
 
 
@@ -104,16 +104,14 @@ def overall_table(metrics: Mapping[Gene, GeneMetrics]) -> Table:
     )
 
 
-def grouped_table(
-    title: str, heading: str, groups: Mapping[str, Mapping[Gene, GeneMetrics]], names: Mapping[str, str]
-) -> Table:
+def grouped_table(title: str, heading: str, groups: Mapping[str, Mapping[Gene, GeneMetrics]]) -> Table:
     """Return the measures of each marker per group, such as a site or a subset of sequences."""
     notes = Notes()
     rows = []
     for group, metrics in groups.items():
         genes = [gene for gene in GENES if gene in metrics]
         for place, gene in enumerate(genes):
-            name = (Cell(names.get(group, group), rows=len(genes), head=True, number=False),)
+            name = (Cell(group, rows=len(genes), head=True, number=False),)
             rows.append(_measures((*(name if place == 0 else ()), _marker(gene)), metrics[gene], notes))
     return Table(
         title=title,

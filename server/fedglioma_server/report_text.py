@@ -16,10 +16,10 @@ MODALITY_TITLES: dict[Modality, str] = {
 }
 STATUS_TITLES: dict[str, str] = {
     "ok": "took part",
-    "error": "left out: error",
-    "refused": "left out: refused",
-    "no_reply": "left out: no reply",
-    "idle": "nothing to train on",
+    "error": "error",
+    "refused": "refused",
+    "no_reply": "no reply",
+    "idle": "no labels",
 }
 GROUP_TITLES: dict[str, str] = {"trunk": "Shared part", **{g.value: GENE_TITLES[g] for g in GENE_TITLES}}
 KILO = 1000
@@ -136,6 +136,11 @@ def subset_title(name: str) -> str:
     if len(present) == len(CHANNELS):
         return "All four sequences"
     return ", ".join(MODALITY_TITLES[m] for m in present) or "No sequence"
+
+
+def subset_order(name: str) -> tuple[int, str]:
+    """Return a key that puts the fullest subsets of sequences first and none at all last."""
+    return -len([m for m in CHANNELS if m.value in name.split("+")]), name
 
 
 def class_counts(gene: Gene, positives: int, known: int) -> str:

@@ -10,19 +10,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedglioma.data.synthetic_cohort import synthesize
-
-from fedglioma.case import GENE_TITLES, GENES
 from fedglioma.config.run import RunConfig
 from fedglioma.console import human, progress
-from fedglioma.data.synthetic_sites import site_names
+from fedglioma.data.synthetic_cohort import synthesize
 from fedglioma.errors import ConfigError
 from fedglioma.metrics.tables import Evaluation
 from fedglioma_server import simulate
 from fedglioma_server.gather import Gathering, SiteDefaults, gather, settings_files
 from fedglioma_server.options import resolve_settings
 from fedglioma_server.records import RunRecord, read_json
-from fedglioma_server.release import measure_text
+from fedglioma_server.run_evaluation import overall_lines
+from fedglioma_server.run_synthesis import names_of
 from fedglioma_server.runfolder import RunFolder
 
 RUNS = Path("runs")
@@ -123,7 +121,7 @@ def _gather(request: Request, folder: RunFolder) -> Gathering:
         return gather(request.cohorts, request.sites, defaults)
     if request.cohorts or settings_files(request.sites):
         raise ConfigError("--synthetic makes its own cohort; leave --cohort and settings files out")
-    names = synthetic_names(request.sites)
+    names = names_of(request.sites)
     seed = request.settings().seed
     recipe = f"{request.synthetic}-{request.synthetic_size}-{seed}-{'-'.join(names)}"
     cohort = folder.path / "cohort" / recipe[:120]
@@ -138,17 +136,6 @@ def _gather(request: Request, folder: RunFolder) -> Gathering:
                 progress=shown,
             )
     return gather([cohort], None, defaults)
-
-
-def synthetic_names(spec: str | None) -> tuple[str, ...]:
-    """Return names of synthetic hospitals: three by default, as many as asked for, or as named."""
-    if spec is None:
-        return site_names(3)
-    if spec.strip().isdigit():
-        if int(spec) < 1:
-            raise ConfigError(f"--sites {spec}: at least one hospital")
-        return site_names(int(spec))
-    return tuple(name.strip() for name in spec.split(",") if name.strip())
 
 
 def _simulation(request: Request, folder: RunFolder, gathering: Gathering) -> simulate.Simulation:
@@ -194,16 +181,11 @@ def _result(record: RunRecord, folder: RunFolder) -> Result:
     if record.synthetic:
         lines.append("SYNTHETIC DATA: made-up patients, nothing here is clinical evidence")
     lines.append(f"held out for the report: {evaluation.n_cases} cases")
-    for gene in GENES:
-        found = evaluation.overall[gene]
-        baseline = measure_text(found.majority, interval=False)
-        lines.append(
-            f"  {GENE_TITLES[gene]:<7} AUC {measure_text(found.auc):<18} "
-            f"accuracy {measure_text(found.accuracy):<18} (majority class {baseline}; {found.n} known)"
-        )
-    if evaluation.caution:
-        lines.append(evaluation.caution)
-    lines += ["not differentially private; research use only", f"report: {folder.report}"]
+    lines += overall_lines(evaluation)
+    lines += [
+        "not differentially private; research use only, not a medical device",
+        f"report: {folder.report}",
+    ]
     return data, "\n".join(lines)
 
 

@@ -180,7 +180,10 @@ def _ratio_of(comparison: Comparison, arm: Arm) -> str:
 
 
 def _ratio(row: HazardRatio) -> str:
-    return f"{row.ratio:.2f} ({row.low:.2f} to {row.high:.2f})"
+    ratio, low, high = (
+        f"{value:.2f}" if value < 1000 else ">1000" for value in (row.ratio, row.low, row.high)
+    )
+    return f"{ratio} ({low} to {high})"
 
 
 def _at_risk_blocks(results: SurvivalResults) -> Iterator[str]:

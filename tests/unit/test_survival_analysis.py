@@ -3,11 +3,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedglioma.survival.analysis import SurvivalResults, analyse
 from fedglioma.survival.columns import Columns, TimeUnit
-from fedglioma.survival.table import Marker, SurvivalTable
+from fedglioma.survival.markers import Marker
+from fedglioma.survival.table import SurvivalTable
 from fedglioma.survival.values import Group
+from fedglioma_server.survival_report import survival_text
 
 LGG, GBM = Group.LOWER_GRADE, Group.GLIOBLASTOMA
 
@@ -136,3 +140,25 @@ def test_results_are_strict_json_and_come_back_equal_at_any_size(n):
     text = results.model_dump_json()
     json.loads(text, parse_constant=refuse)
     assert SurvivalResults.model_validate_json(text) == results
+
+
+@settings(deadline=None, max_examples=12)
+@given(data=st.data(), n=st.integers(1, 9))
+def test_no_small_table_breaks_the_analysis(data, n):
+    def column(choices):
+        return np.array(data.draw(st.lists(st.sampled_from(choices), min_size=n, max_size=n)))
+
+    table = replace(
+        make_table(n),
+        time=column([0.0, 1.0, 2.0, 5.0, 900.0]),
+        died=column([True, False]),
+        markers=(
+            Marker("idh", "IDH", ("wild-type", "mutant"), column([-1, 0, 1])),
+            Marker("atrx", "ATRX", ("wild-type", "mutant"), column([-1, 0, 1])),
+        ),
+        groups=tuple(data.draw(st.lists(st.sampled_from([LGG, GBM, None]), min_size=n, max_size=n))),
+        age=column([np.nan, 30.0, 60.0]),
+    )
+    results = analyse(table)
+    assert SurvivalResults.model_validate_json(results.model_dump_json()) == results
+    assert survival_text(results)

@@ -29,7 +29,7 @@ def table(*names):
         (("id", "OS_MONTHS", "OS_STATUS", "IDH_status"), "OS_MONTHS", "OS_STATUS"),
         (("id", "survival_months", "died", "idh"), "survival_months", "died"),
         (("time", "status", "idh_status", "mgmt_status"), "time", "status"),
-        (("age", "Overall survival (days)", "Vital status", "IDH"), "Overall survival (days)", "Vital status"),
+        (("age", "Overall survival, days", "Vital status", "IDH"), "Overall survival, days", "Vital status"),
         (("os_days", "dead", "pfs_days", "pfs_event", "idh"), "os_days", "dead"),
         (("os_days", "os_event", "os_months_2016", "dead_2016", "idh"), "os_days", "os_event"),
         (("followup_days", "event", "age_at_diagnosis", "idh"), "followup_days", "event"),

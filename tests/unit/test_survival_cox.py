@@ -112,3 +112,11 @@ def test_a_covariate_without_an_estimate_can_be_spared_and_is_named():
     assert model.n == 60
     assert model.omitted == ("without 1p/19q, since 1p/19q is the same in all 30 patients",)
     assert fit_cox(time, died, [binary("IDH", mutant), nothing]).rows == ()
+
+
+@pytest.mark.parametrize("time", [[5.0, 5, 5, 5], [3.0, 5, 5, 5]])
+def test_deaths_that_all_fall_on_one_day_give_no_ratio(time):
+    died = np.array(time) == 5
+    model = fit_cox(np.array(time), died, [binary("IDH", [0, 1, 0, 1])])
+    assert model.rows == ()
+    assert model.reason is not None

@@ -1,0 +1,47 @@
+# make demo   a simulated three-hospital federation on synthetic patients, and its report
+# make test   the tests
+# make check  what .ci/run checks before the tests: format, lint, import rules, types
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= runs/demo
+REAL_DATA := $(realpath ../shared/data)
+
+# Idle OpenMP threads would spin and starve whatever else runs on a small machine.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo test check lint types clean
+
+$(VENV)/.made:
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else "fedglioma needs Python 3.11 to 3.13, this is %d.%d: make PYTHON=python3.12" % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.made pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[simulation]'
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[ray]' --group dev
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/fedglioma-server simulate --synthetic 90 --rounds 8 --out $(DEMO)
+
+test: $(VENV)/.installed-dev
+	$(if $(REAL_DATA),FEDGLIOMA_REAL_DATA='$(REAL_DATA)') $(BIN)/python -m pytest -m 'not gpu'
+
+check: lint types
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

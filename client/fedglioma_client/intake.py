@@ -1,0 +1,39 @@
+"""A hospital's cohort, read as its settings say, also when nothing of it can be used."""
+
+from dataclasses import dataclass
+
+from fedglioma.case import Finding
+from fedglioma.config.site import SiteConfig
+from fedglioma.data.cohort import Cohort, read_cohort
+from fedglioma.data.layout import find_patients
+from fedglioma.data.manifest import TABLE_NAME, read_participants
+from fedglioma.errors import DataError
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A cohort without a usable case; ``reason`` may name a patient.
+
+    ``exclusions`` are those of the table alone: reading the images gave up without a list.
+    """
+
+    reason: str
+    exclusions: tuple[Finding, ...]
+
+
+def read_site_cohort(config: SiteConfig) -> Cohort | Unusable:
+    """Return the site's cohort, or why none of its patients can be used.
+
+    Raises
+    ------
+    DataError
+        The folder, its layout or its table cannot be made out; the message names no patient.
+    """
+    layout = None if config.layout == "auto" else config.layout
+    try:
+        return read_cohort(config.data, layout=layout)
+    except DataError as error:
+        # Where the folder or the table is at fault, they say so again here, by themselves.
+        find_patients(config.data, layout)
+        table = read_participants(config.data / TABLE_NAME, site=config.site)
+        return Unusable(str(error), table.exclusions)

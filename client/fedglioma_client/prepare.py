@@ -1,0 +1,202 @@
+"""A hospital's cohort into its cache, and a report of what was left out that stays in the hospital.
+
+``<cache>/<site>/prepare-report.json`` and ``findings.csv`` name patients, so only their owner may read
+them. Nothing else of a run reads or sends them.
+"""
+
+import csv
+import io
+import os
+import secrets
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from fedglioma.case import Finding, Frozen
+from fedglioma.config.site import SiteConfig
+from fedglioma.console import Progress, silent
+from fedglioma.data.cache import Cache
+from fedglioma.data.prepare import PrepareSettings, prepare_cases
+from fedglioma.errors import DataError
+from fedglioma_client.intake import Unusable, read_site_cohort
+from fedglioma_client.remedies import REMEDIES, by_reason, remedy_of
+
+REPORT_NAME: Final = "prepare-report.json"
+LIST_NAME: Final = "findings.csv"
+
+
+class Listed(Finding):
+    """One finding as the report shows it, with what to do about it."""
+
+    remedy: str
+
+    @classmethod
+    def of(cls, finding: Finding) -> "Listed":
+        """Return a finding with what to do about it."""
+        return cls(**finding.model_dump(), remedy=remedy_of(finding))
+
+
+class PrepareReport(Frozen):
+    """What became of a cohort; stays in the hospital.
+
+    ``made`` cases were prepared now, ``found`` ones were there already. ``reason`` says why none is
+    usable, where none is.
+    """
+
+    created: datetime
+    fedglioma: str
+    site: str
+    data: Path
+    cache: Path
+    layout: str
+    synthetic: bool
+    settings: PrepareSettings
+    made: int
+    found: int
+    seconds: float
+    exclusions: tuple[Listed, ...]
+    warnings: tuple[Listed, ...]
+    reason: str | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0, or that of a data error where no case is usable."""
+        return 0 if self.reason is None else DataError.exit_code
+
+    @property
+    def folder(self) -> Path:
+        """Where the report lies: a site's own folder, since sites may share a cache."""
+        return self.cache / self.site
+
+    def public(self) -> dict[str, Any]:
+        """Return the result for machines: counts and where the report lies, no patient."""
+        return {
+            "site": self.site,
+            "synthetic": self.synthetic,
+            "spacing_mm": self.settings.spacing_mm,
+            "prepared": self.made + self.found,
+            "made": self.made,
+            "found": self.found,
+            "excluded": by_reason(self.exclusions),
+            "warned": by_reason(self.warnings),
+            "seconds": self.seconds,
+            "report": str(self.folder / REPORT_NAME),
+            "findings": str(self.folder / LIST_NAME),
+        }
+
+    def text(self) -> str:
+        """Return the summary for reading, without a patient in it."""
+        lines = [
+            f"{self.site}: {self.made + self.found} cases are prepared at {self.settings.spacing_mm:g} mm "
+            f"({self.made} now, {self.found} were there already) in {self.seconds:.0f} s"
+        ]
+        if self.synthetic:
+            lines.insert(0, "SYNTHETIC DATA: made-up patients, nothing here is clinical evidence")
+        for title, listed in (("left out", self.exclusions), ("warnings, cases kept", self.warnings)):
+            lines.append(f"{title}: {len(listed)}")
+            lines += [
+                f"  {count:>4} {code}: {REMEDIES.get(code, 'see the list')}"
+                for code, count in by_reason(listed).items()
+            ]
+        if self.exclusions or self.warnings:
+            lines.append(f"patients and reasons: {self.folder / LIST_NAME}")
+        lines.append(f"report: {self.folder / REPORT_NAME}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What preparing gave, whether or not any case was usable."""
+
+    arrays: tuple[str, ...]
+    exclusions: tuple[Finding, ...]
+    warnings: tuple[Finding, ...]
+    reason: str | None = None
+
+
+def prepare_site(config: SiteConfig, spacing_mm: float, progress: Progress = silent) -> PrepareReport:
+    """Return what became of the site's cohort, after preparing what the cache does not hold yet.
+
+    Stopped and run again, it goes on where it stopped.
+
+    Raises
+    ------
+    DataError
+        The folder, its layout or its table cannot be made out; no report is due then.
+    OSError
+        The cache cannot be written.
+    """
+    started = time.perf_counter()
+    settings = PrepareSettings(spacing_mm=spacing_mm)
+    cache = Cache(config.cache.resolve())
+    before = {path.name for path in cache.folder.glob("*.npy")}
+    cohort = read_site_cohort(config)
+    layout: str = config.layout
+    synthetic = False
+    if isinstance(cohort, Unusable):
+        result = _Result((), cohort.exclusions, (), cohort.reason)
+    else:
+        layout, synthetic = cohort.layout, cohort.synthetic
+        try:
+            prepared = prepare_cases(cohort.cases, settings, cache, workers=config.workers, progress=progress)
+        except DataError as error:
+            result = _Result((), cohort.exclusions, cohort.warnings, str(error))
+        else:
+            result = _Result(
+                tuple(case.array.name for case in prepared.cases),
+                (*cohort.exclusions, *prepared.exclusions),
+                (*cohort.warnings, *prepared.warnings),
+            )
+    made = sum(name not in before for name in result.arrays)
+    return PrepareReport(
+        created=datetime.now(UTC),
+        fedglioma=version("fedglioma"),
+        site=config.site,
+        data=config.data.resolve(),
+        cache=cache.folder,
+        layout=layout,
+        synthetic=synthetic,
+        settings=settings,
+        made=made,
+        found=len(result.arrays) - made,
+        seconds=round(time.perf_counter() - started, 1),
+        exclusions=tuple(map(Listed.of, result.exclusions)),
+        warnings=tuple(map(Listed.of, result.warnings)),
+        reason=result.reason,
+    )
+
+
+def write_report(report: PrepareReport) -> None:
+    """Write the report and the list of findings, readable by their owner only.
+
+    The list opens in a spreadsheet: comma-separated UTF-8 with a mark by which one recognises it.
+    """
+    report.folder.mkdir(parents=True, exist_ok=True)
+    _write_private(report.folder / REPORT_NAME, report.model_dump_json(indent=2).encode() + b"\n")
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(["outcome", *Listed.model_fields])
+    for outcome, listed in (("left out", report.exclusions), ("kept with a warning", report.warnings)):
+        writer.writerows(_rows(outcome, listed))
+    _write_private(report.folder / LIST_NAME, table.getvalue().encode("utf-8-sig"))
+
+
+def _rows(outcome: str, listed: Iterable[Listed]) -> list[list[str]]:
+    return [[outcome, *entry.model_dump().values()] for entry in listed]
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    """Write a file of mode 0600, whole or not at all."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
