@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from fedglioma.case import CLASS_TITLES, GENE_TITLES, GENES, UNKNOWN, Case, Finding, subset_name
-from fedglioma.config.site import SiteConfig, load_site_config
+from fedglioma.config.site import SiteConfig
 from fedglioma.data.cohort import Cohort
 from fedglioma.data.manifest import WHOLE_COHORT
 from fedglioma.errors import ConfigError, DataError
-from fedglioma_client.intake import Unusable, read_site_cohort
+from fedglioma_client.intake import Unusable, load_settings, read_site_cohort
 from fedglioma_client.machine import (
     check_cache,
     check_device,
@@ -25,7 +25,7 @@ from fedglioma_client.machine import (
     check_telemetry,
 )
 from fedglioma_client.remedies import by_reason, remedy_of
-from fedglioma_client.verdict import Status, Verdict, doubtful, failed, fine
+from fedglioma_client.verdict import Status, Verdict, doubtful, failed, fine, several
 
 SHOWN_PER_REASON: Final = 10
 _COLOURS: Final = {Status.OK: "green", Status.WARNING: "yellow", Status.FAILED: "bold red"}
@@ -72,8 +72,8 @@ class Checked:
         """Return one closing line."""
         warnings, failures = self.count(Status.WARNING), self.count(Status.FAILED)
         if failures:
-            return f"{self.site}: {_several(failures, 'check')} failed, {_several(warnings, 'warning')}"
-        return f"{self.site}: nothing failed, {_several(warnings, 'warning')}"
+            return f"{self.site}: {several(failures, 'check')} failed, {several(warnings, 'warning')}"
+        return f"{self.site}: nothing failed, {several(warnings, 'warning')}"
 
 
 @dataclass
@@ -95,7 +95,7 @@ def check_site(site: str, path: Path, spacing_mm: float) -> Checked:
     verdicts: list[Verdict] = []
     found = _Gathered()
     try:
-        config = load_site_config(path)
+        config = load_settings(path)
     except ConfigError as error:
         remedy = "correct the file; site_config/example.yaml explains every line"
         verdicts.append(failed("settings", str(error), remedy, exit_code=error.exit_code))
@@ -104,7 +104,7 @@ def check_site(site: str, path: Path, spacing_mm: float) -> Checked:
         found = _check_data(config)
         verdicts += found.verdicts
         verdicts += [
-            check_cache(config.cache.resolve(), len(found.cases), spacing_mm),
+            check_cache(config.cache, len(found.cases), spacing_mm),
             check_processor(config),
             check_memory(config.workers, spacing_mm),
             check_device(config.device),
@@ -122,17 +122,19 @@ def _check_data(config: SiteConfig) -> _Gathered:
     except DataError as error:
         remedy = "set data and layout in the settings file, or correct the folder"
         return _Gathered([failed("data", str(error), remedy, exit_code=error.exit_code)])
-    folder = config.data.resolve()
     if isinstance(read, Unusable):
         detail = "no patient can be used"
         remedy = "the list names each patient of the table; the first reason stands with it"
         blame = Finding(patient=WHOLE_COHORT, site=config.site, code="no_usable_case", message=read.reason)
         return _Gathered(
-            [fine("data", str(folder)), failed("cases", detail, remedy, exit_code=_DATA)],
+            [fine("data", str(config.data)), failed("cases", detail, remedy, exit_code=_DATA)],
             exclusions=(blame, *read.exclusions),
         )
     verdicts = [
-        fine("data", f"{folder}: layout {read.layout}" + (", SYNTHETIC patients" if read.synthetic else "")),
+        fine(
+            "data",
+            f"{config.data}: layout {read.layout}" + (", SYNTHETIC patients" if read.synthetic else ""),
+        ),
         _judge_cases(read),
         _judge_labels(read.cases),
         fine("sequences", "; ".join(f"{name} {n}" for name, n in modality_counts(read.cases).items())),
@@ -143,7 +145,7 @@ def _check_data(config: SiteConfig) -> _Gathered:
 def _judge_cases(cohort: Cohort) -> Verdict:
     detail = f"{len(cohort.cases)} usable, {len(cohort.exclusions)} left out{_reasons(cohort.exclusions)}"
     if cohort.warnings:
-        detail += f", {_several(len(cohort.warnings), 'warning')}{_reasons(cohort.warnings)}"
+        detail += f", {several(len(cohort.warnings), 'warning')}{_reasons(cohort.warnings)}"
     if cohort.exclusions or cohort.warnings:
         return doubtful("cases", detail, "the list on the terminal says what to do for each")
     return fine("cases", detail)
@@ -217,7 +219,3 @@ def _grouped(findings: Sequence[Finding]) -> Iterator[str]:
 def _reasons(findings: Sequence[Finding]) -> str:
     told = ", ".join(f"{n} {code}" for code, n in by_reason(findings).items())
     return f" ({told})" if told else ""
-
-
-def _several(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")

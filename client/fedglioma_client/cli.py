@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from fedglioma import log
-from fedglioma.config.site import SITE_NAME, load_site_config
+from fedglioma.config.site import SITE_NAME
 from fedglioma.console import OutputFormat, door, emit, human, interruptible, prepare_environment, progress
 from fedglioma.errors import ConfigError, DataError, FedGliomaError
 
@@ -167,10 +167,11 @@ def prepare(
     """
     with door(output), interruptible():
         log.configure(log_level)
+        from fedglioma_client.intake import load_settings
         from fedglioma_client.prepare import prepare_site, write_report
 
         _, path = context.ensure_object(Chosen).path()
-        config = load_site_config(path)
+        config = load_settings(path)
         with progress("prepare", unit="cases") as shown:
             report = prepare_site(config, spacing_mm, shown)
         write_report(report)

@@ -1,9 +1,11 @@
-"""A hospital's cohort, read as its settings say, also when nothing of it can be used."""
+"""A hospital's settings, and its cohort read as they say, also when nothing of it can be used."""
 
+import os.path
 from dataclasses import dataclass
+from pathlib import Path
 
 from fedglioma.case import Finding
-from fedglioma.config.site import SiteConfig
+from fedglioma.config.site import SiteConfig, load_site_config
 from fedglioma.data.cohort import Cohort, read_cohort
 from fedglioma.data.layout import find_patients
 from fedglioma.data.manifest import TABLE_NAME, read_participants
@@ -19,6 +21,19 @@ class Unusable:
 
     reason: str
     exclusions: tuple[Finding, ...]
+
+
+def load_settings(path: Path) -> SiteConfig:
+    """Return the settings with folders as a person would write them, no ``..`` and no link in them.
+
+    Raises
+    ------
+    ConfigError
+        As ``load_site_config``.
+    """
+    config = load_site_config(path)
+    folders = {name: Path(os.path.realpath(getattr(config, name))) for name in ("data", "cache")}
+    return config.model_copy(update=folders)
 
 
 def read_site_cohort(config: SiteConfig) -> Cohort | Unusable:

@@ -11,7 +11,7 @@ from typing import Final
 
 from fedglioma.config.site import SiteConfig
 from fedglioma.errors import ConfigError
-from fedglioma_client.verdict import Verdict, doubtful, failed, fine
+from fedglioma_client.verdict import Verdict, doubtful, failed, fine, several
 
 CASE_BYTES_AT_1_MM: Final = 30e6
 """Float16, four channels, the box around a brain: 8 bytes times some 3.7 million voxels."""
@@ -47,8 +47,10 @@ def check_cache(folder: Path, cases: int, spacing_mm: float) -> Verdict:
             subject, detail, "give this user write permission, or set another cache", exit_code=_CONFIG
         )
     needed = bytes_needed(cases, spacing_mm)
+    if not cases:
+        return fine(subject, f"{folder}: can be written, {_size(free)} free")
     detail = (
-        f"{folder}: {cases} cases at {spacing_mm:g} mm need about {_size(needed)}; "
+        f"{folder}: {several(cases, 'case')} at {spacing_mm:g} mm: about {_size(needed)} in all; "
         f"{_size(there)} are there, {_size(free)} free"
     )
     remedy = "free some space, or set cache to a larger disk"
@@ -71,7 +73,7 @@ def check_processor(config: SiteConfig) -> Verdict:
     """Return whether workers and threads fit the cores that this process may use."""
     cores = usable_cores()
     threads = config.threads or cores
-    detail = f"{cores} cores; {threads} train, {config.workers} prepare"
+    detail = f"{several(cores, 'core')}; {threads} train, {config.workers} prepare"
     most = max(threads, config.workers)
     if most > cores:
         key = "threads" if threads > cores else "workers"
@@ -169,7 +171,7 @@ def _check_gpu(name: str, index: int) -> Verdict:
     subject = "device"
     count = torch.cuda.device_count()
     if index >= count:
-        detail = f"{name} asked for, but there are {count} GPUs, counted from 0"
+        detail = f"{name} asked for, but there is {several(count, 'GPU')}, counted from 0"
         return failed(subject, detail, f"set device to cuda:{count - 1} or lower", exit_code=_CONFIG)
     try:
         free, total = torch.cuda.mem_get_info(index)

@@ -24,6 +24,7 @@ from fedglioma.data.prepare import PrepareSettings, prepare_cases
 from fedglioma.errors import DataError
 from fedglioma_client.intake import Unusable, read_site_cohort
 from fedglioma_client.remedies import REMEDIES, by_reason, remedy_of
+from fedglioma_client.verdict import several
 
 REPORT_NAME: Final = "prepare-report.json"
 LIST_NAME: Final = "findings.csv"
@@ -91,8 +92,9 @@ class PrepareReport(Frozen):
     def text(self) -> str:
         """Return the summary for reading, without a patient in it."""
         lines = [
-            f"{self.site}: {self.made + self.found} cases are prepared at {self.settings.spacing_mm:g} mm "
-            f"({self.made} now, {self.found} were there already) in {self.seconds:.0f} s"
+            f"{self.site}: {several(self.made + self.found, 'case')} prepared "
+            f"at {self.settings.spacing_mm:g} mm ({self.made} now, {self.found} were there already) "
+            f"in {self.seconds:.0f} s"
         ]
         if self.synthetic:
             lines.insert(0, "SYNTHETIC DATA: made-up patients, nothing here is clinical evidence")
@@ -132,7 +134,7 @@ def prepare_site(config: SiteConfig, spacing_mm: float, progress: Progress = sil
     """
     started = time.perf_counter()
     settings = PrepareSettings(spacing_mm=spacing_mm)
-    cache = Cache(config.cache.resolve())
+    cache = Cache(config.cache)
     before = {path.name for path in cache.folder.glob("*.npy")}
     cohort = read_site_cohort(config)
     layout: str = config.layout
@@ -156,7 +158,7 @@ def prepare_site(config: SiteConfig, spacing_mm: float, progress: Progress = sil
         created=datetime.now(UTC),
         fedglioma=version("fedglioma"),
         site=config.site,
-        data=config.data.resolve(),
+        data=config.data,
         cache=cache.folder,
         layout=layout,
         synthetic=synthetic,

@@ -26,6 +26,11 @@ class Verdict:
     exit_code: int = 0
 
 
+def several(count: int, noun: str) -> str:
+    """Return a count with its noun, as in ``1 case`` and ``2 cases``."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
 def fine(subject: str, detail: str) -> Verdict:
     """Return that all is well."""
     return Verdict(subject, Status.OK, detail)

@@ -113,6 +113,8 @@ def _sample_head(patient: Patient) -> _Head:
     rng = stream(patient.seed, "head")
     width, length, height = (float(size) for size in rng.normal(1, 0.03, 3))
     ventricle = float(np.clip(rng.normal(5.5, 1.0) + 0.04 * (patient.age - 50), 3.5, 9.5))
+    # a head that filled the field of view from front to back would not look skull-stripped
+    length = min(length, 1.01)
     return _Head(width, length, height, ventricle, atrophy=1 + 0.012 * max(0.0, patient.age - 55))
 
 

@@ -22,7 +22,7 @@ from fedglioma.data.volume import Volume, VolumeError
 Mask = npt.NDArray[np.bool_]
 
 MIN_BACKGROUND: Final = 0.35
-MIN_SIDES: Final = 0.97
+MIN_SIDES: Final = 0.9
 MAX_GAP: Final = 0.01
 MAX_BRAIN_ML: Final = 2500.0
 _OTSU_BINS: Final = 128
@@ -81,7 +81,7 @@ def find_brain(volumes: Mapping[Modality, Volume], grid: Grid) -> Brain:
 def stripped_foreground(volume: Volume) -> Mask | None:
     """Return what differs from a constant background, or None where there is no such background.
 
-    It must fill over 35 % of the volume and 97 % of its four sides. Top and bottom do not count: a stack
+    It must fill over 35 % of the volume and 90 % of its four sides. Top and bottom do not count: a stack
     of thick slices may begin and end inside the brain.
     """
     array = volume.array

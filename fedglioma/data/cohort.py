@@ -73,6 +73,24 @@ def read_cohort(folder: Path, *, layout: str | None = None) -> Cohort:
     return cohort
 
 
+def is_synthetic(folder: Path) -> bool:
+    """Return whether a cohort folder's ``dataset_description.json`` says that its patients are made up.
+
+    Raises
+    ------
+    DataError
+        There is a description, but it cannot be read.
+    """
+    try:
+        description = json.loads((folder / DESCRIPTION_NAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        reason = f"{DESCRIPTION_NAME}: cannot be read ({type(error).__name__}); taken as absent"
+        raise DataError(reason) from error
+    return isinstance(description, dict) and description.get("Synthetic") is True
+
+
 def merge_cohorts(cohorts: Sequence[Cohort]) -> Cohort:
     """Return several cohorts as one; of a patient who is in two, the later case is excluded.
 
@@ -144,15 +162,11 @@ class _Reading:
     def is_synthetic(self, folder: Path) -> bool:
         """Return whether the cohort's own description says that it is made up."""
         try:
-            description = json.loads((folder / DESCRIPTION_NAME).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return False
-        except (OSError, ValueError) as error:
-            reason = f"{DESCRIPTION_NAME}: cannot be read ({type(error).__name__}); taken as absent"
-            finding = Finding(patient=WHOLE_COHORT, site=self.site, code="description", message=reason)
+            return is_synthetic(folder)
+        except DataError as error:
+            finding = Finding(patient=WHOLE_COHORT, site=self.site, code="description", message=str(error))
             self.warnings.append(finding)
             return False
-        return isinstance(description, dict) and description.get("Synthetic") is True
 
     def read(self, row: Participant) -> None:
         """Turn a row into a case or an exclusion."""

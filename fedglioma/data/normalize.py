@@ -24,7 +24,7 @@ def zscore_in_brain(array: FloatArray, brain: npt.NDArray[np.bool_]) -> FloatArr
     values = array[inside]
     if not values.size:
         raise VolumeError(
-            "no_overlap", "lies outside the brain that the other modalities show; check the headers"
+            "no_overlap", "no voxel of it lies in the brain; compare the headers of the modalities"
         )
     mean = values.mean(dtype=np.float64)
     deviation = values.std(dtype=np.float64)

@@ -47,5 +47,5 @@ def test_what_was_not_acquired_counts_for_nothing_and_becomes_0() -> None:
 def test_constant_and_absent_modalities_are_refused() -> None:
     with pytest.raises(VolumeError, match="every voxel in the brain is 5"):
         zscore_in_brain(np.full(SHAPE, 5, np.float32), BRAIN)
-    with pytest.raises(VolumeError, match="outside the brain"):
+    with pytest.raises(VolumeError, match="no voxel of it lies in the brain"):
         zscore_in_brain(np.full(SHAPE, np.nan, np.float32), BRAIN)

@@ -98,3 +98,12 @@ def test_tumour_outside_the_grid_leaves_a_healthy_brain():
         GLIOBLASTOMA, tumour=replace(GLIOBLASTOMA.tumour, centre=(45.0, 45.0, 10.0), radius_mm=9.0)
     )
     assert not render_tissue(away, grid).mask.any()
+
+
+@pytest.mark.parametrize("size", [24, 32])
+def test_field_of_view_leaves_a_margin_around_every_brain(size):
+    for patient in PATIENTS[:20]:
+        tissue = rendered(patient, size)
+        brain = tissue.whole(tissue.brain_voxels())
+        sides = np.concatenate([brain[0], brain[-1], brain[:, 0], brain[:, -1]])
+        assert sides.mean() < 0.03  # what preparation takes for a stripped skull
