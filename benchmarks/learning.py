@@ -1,12 +1,12 @@
-"""Does federation learn? Federated against each hospital alone, on synthetic patients, same held-out patients.
+"""Does federation learn? Federated against each hospital alone, on synthetic patients.
 
     python benchmarks/learning.py [--patients 300] [--rounds 25] [--seeds 1 2 3] [--out docs/learning.md]
 
-One synthetic cohort over three hospitals with their own scanners, missing sequences and case mix. For each
-seed (of weights, split and batches) the shared model is trained over all three, and a local-only model on each
-hospital's training patients with the same network, rounds and learning rate. All of a seed's models choose
-their round on the same selection patients and are measured on the same reported patients. SYNTHETIC DATA:
-the figures say that the machinery learns, and nothing about patients.
+One synthetic cohort over three hospitals, each with its scanners, missing sequences and case mix. For each
+seed (of weights, split and batches) the shared model is trained over all three, and a local-only model on
+each hospital's training patients with the same network, rounds and learning rate. All of a seed's models
+choose their round on the same selection patients and are measured on the same reported patients. SYNTHETIC
+DATA: the figures say that the machinery learns, and nothing about patients.
 """
 
 import argparse

@@ -135,9 +135,7 @@ def main() -> None:
                 ours.append(seconds[0])
                 theirs.append(seconds[1])
         steps = sum(len(site) for site in in_memory(plan)) * asked.rounds
-    print(
-        f"{asked.rounds} rounds, {len(plan.sites)} sites, {steps} steps, width {asked.width}, {asked.threads} threads"
-    )
+    print(f"{asked.rounds} rounds, {len(plan.sites)} sites, {steps} steps, {asked.threads} threads")
     print(f"federated   {statistics.median(ours):.2f} s (of {', '.join(f'{s:.2f}' for s in ours)})")
     print(f"plain loop  {statistics.median(theirs):.2f} s (of {', '.join(f'{s:.2f}' for s in theirs)})")
     print(f"ratio       {statistics.median(ours) / statistics.median(theirs):.3f}")

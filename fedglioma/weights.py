@@ -39,7 +39,7 @@ FlatArrays = dict[str, NDArray[np.float32]]
 
 
 def group_of(name: str) -> str:
-    """Return a shared tensor's group: ``model.heads.<gene>.*`` and ``loss.weights.<gene>.*`` are the gene's."""
+    """Return a tensor's group: ``model.heads.<gene>.*`` and ``loss.weights.<gene>.*`` are the gene's."""
     parts = name.split(".")
     if (
         parts[0] in ("model", "loss")

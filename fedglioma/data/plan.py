@@ -38,7 +38,7 @@ class SitePlan(Frozen):
 
 
 class SimulationPlan(Frozen):
-    """Everything that a simulated run needs; ``selection`` and ``report`` are held out for the coordinator."""
+    """Everything that a simulated run needs; ``selection`` and ``report`` are the coordinator's."""
 
     run_folder: Path
     settings: RunConfig

@@ -118,7 +118,11 @@ class InlineGrid(Grid):
         context = self._contexts[message.metadata.dst_node_id]
         sent = message.metadata
         delivered = Message(
-            _copied(message.content), sent.dst_node_id, sent.message_type, ttl=sent.ttl, group_id=sent.group_id
+            _copied(message.content),
+            sent.dst_node_id,
+            sent.message_type,
+            ttl=sent.ttl,
+            group_id=sent.group_id,
         )
         delivered.metadata.__dict__["_message_id"] = number
         if self._tap is not None:

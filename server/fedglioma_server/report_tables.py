@@ -159,7 +159,7 @@ WHO_SHORT: dict[WhoClass, str] = {
 
 def who_table(who: WhoTable) -> Table:
     """Return measured class against predicted class; the two that are no class only where they occur."""
-    known = [c for c in WhoClass if c in CLASSES or sum(who.counts[c].values())]
+    known = [c for c in WhoClass if c in CLASSES or any(who.counts[c].values())]
     predicted = [c for c in WhoClass if c in CLASSES or any(who.counts[row][c] for row in WhoClass)]
     rows = tuple(
         Row(

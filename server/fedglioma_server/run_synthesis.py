@@ -55,8 +55,7 @@ def write_cohort(
         layout=layout,
         progress=progress,
     )
-    lines = [
-        f"{summary.patients} synthetic patients, {summary.volumes} volumes, {summary.died} died: {summary.folder}"
-    ]
+    counted = f"{summary.patients} synthetic patients, {summary.volumes} volumes, {summary.died} died"
+    lines = [f"{counted}: {summary.folder}"]
     lines += [f"  {name}: {count}" for name, count in summary.patients_by_site.items()]
     return summary.model_dump(mode="json"), "\n".join(lines)
