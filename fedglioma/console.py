@@ -16,6 +16,7 @@ from enum import StrEnum
 from types import FrameType
 from typing import Any, NoReturn
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichBar
@@ -71,8 +72,8 @@ def fail(error: FedGliomaError, output: OutputFormat) -> NoReturn:
 def door(output: OutputFormat) -> Iterator[None]:
     """Turn what a command raises into one line and an exit code: the only place that catches.
 
-    A full disk and a missing permission are the operator's to mend, so they are told in words; any
-    other surprise is a defect and is named as one, with its traceback at log level DEBUG.
+    A full disk, a missing permission and too little memory are the operator's to mend, so they are told
+    in words; any other surprise is a defect and is named as one, with its traceback at log level DEBUG.
     """
     try:
         yield
@@ -80,7 +81,13 @@ def door(output: OutputFormat) -> Iterator[None]:
         fail(error, output)
     except KeyboardInterrupt:
         human().print("[yellow]interrupted:[/] what was finished is kept; the same command continues it")
+        if output is OutputFormat.JSON:
+            emit({"error": "interrupted", "kind": "KeyboardInterrupt"}, "", output, exit_code=INTERRUPTED)
         raise SystemExit(INTERRUPTED) from None
+    except (click.exceptions.Exit, click.Abort, click.ClickException):
+        raise
+    except MemoryError:
+        fail(FedGliomaError("out of memory: close other programs, or ask for less at once"), output)
     except OSError as error:
         logger.debug("operating system error", exc_info=True)
         place = f" ({error.filename})" if error.filename else ""
@@ -88,6 +95,17 @@ def door(output: OutputFormat) -> Iterator[None]:
             FedGliomaError(f"{error.strerror or error}{place}: check space and permissions, then run again"),
             output,
         )
+    except Exception as error:
+        logger.debug("defect", exc_info=True)
+        fail(FedGliomaError(_defect(error)), output)
+
+
+def _defect(error: Exception) -> str:
+    words = next(iter(str(error).splitlines()), "")
+    return (
+        f"a defect in fedglioma: {type(error).__name__}: {words} "
+        "(--log-level DEBUG shows where; please report it)"
+    )
 
 
 @contextmanager
@@ -128,13 +146,13 @@ def progress(title: str, *, unit: str = "") -> Iterator[Progress]:
 
 
 def _plain(title: str, unit: str, console: Console) -> Progress:
-    last = 0.0
+    last, shown = 0.0, -1
 
     def update(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal last, shown
         now = time.monotonic()
-        if done == total or now - last >= PLAIN_INTERVAL_S:
-            last = now
+        if done != shown and (done == total or now - last >= PLAIN_INTERVAL_S):
+            last, shown = now, done
             console.print(f"{title}: {done}/{total} {unit}".rstrip(), markup=False, soft_wrap=True)
 
     return update

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ValidationError
 
 from fedglioma.errors import ConfigError
 
+LONGEST_VALUE = 80
+
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file.
@@ -27,7 +29,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}" if mark is not None else ""
-        raise ConfigError(f"{path}:{place} not valid YAML: {getattr(error, 'problem', error)}") from None
+        problem = str(getattr(error, "problem", None) or error).splitlines()[0]
+        raise ConfigError(f"{path}:{place} not valid YAML: {problem}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -41,14 +44,18 @@ def explain(error: ValidationError, model: type[BaseModel], place: str) -> str:
     """Return what is wrong in one line: place, key, value, what is allowed."""
     parts = []
     for problem in error.errors():
-        key = ".".join(str(step) for step in problem["loc"]) or "settings"
+        key = ".".join(str(step) for step in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             near = get_close_matches(key.rsplit(".", maxsplit=1)[-1], model.model_fields, n=1)
             hint = f", did you mean {near[0]}?" if near else ""
             parts.append(f"{key}: unknown setting{hint}")
         elif problem["type"] == "missing":
             parts.append(f"{key}: is needed and not set")
+        elif not key:
+            parts.append(message)
         else:
-            message = problem["msg"].removeprefix("Value error, ")
-            parts.append(f"{key}: {problem['input']!r} is not allowed ({message[0].lower()}{message[1:]})")
+            value = repr(problem["input"])
+            value = value if len(value) <= LONGEST_VALUE else f"{value[:LONGEST_VALUE]}..."
+            parts.append(f"{key}: {value} is not allowed ({message[0].lower()}{message[1:]})")
     return f"{place}: " + "; ".join(parts)

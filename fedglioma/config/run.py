@@ -10,7 +10,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from fedglioma.case import Frozen
 from fedglioma.config.reading import explain, read_yaml
@@ -23,6 +23,8 @@ Weighting = Literal["auto", "uncertainty", "fixed"]
 
 class RunConfig(Frozen):
     """Settings of a run; every field can be set on the command line, in the environment or in a file."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     model: Literal["mdpnet"] = Field(default="mdpnet", description="network to train")
     preset: Preset = Field(
@@ -116,13 +118,33 @@ class RunConfig(Frozen):
     @classmethod
     def from_file(cls, path: Path) -> Self:
         """Return the settings in a YAML file; its ``run:`` table where there is one."""
-        table = read_yaml(path)
-        return cls.from_mapping(table.get("run", table), str(path))
+        return cls.from_mapping(run_table(path), str(path))
 
     @classmethod
     def from_mapping(cls, table: Mapping[str, Any], place: str) -> Self:
         """Return checked settings; ``place`` is what an error names."""
         try:
-            return cls.model_validate({str(key).replace("-", "_"): value for key, value in table.items()})
+            return cls.model_validate(_with_underscores(table))
         except ValidationError as error:
             raise ConfigError(explain(error, cls, place)) from None
+
+
+def run_table(path: Path) -> dict[str, Any]:
+    """Return the run settings in a YAML file, unchecked: its ``run:`` table where there is one.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read, or its ``run:`` is no table.
+    """
+    whole = read_yaml(path)
+    table = whole.get("run", whole)
+    if table is None:
+        return {}
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: run: holds 'key: value' lines, this one holds {type(table).__name__}")
+    return _with_underscores(table)
+
+
+def _with_underscores(table: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(key).replace("-", "_"): value for key, value in table.items()}

@@ -6,6 +6,7 @@ Paths in the file are relative to the file, so that a folder of settings can be 
 import re
 from pathlib import Path
 from typing import Literal
+from unicodedata import combining, normalize
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -15,6 +16,7 @@ from fedglioma.errors import ConfigError, PolicyError
 
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 SMALL_CELL_LIMIT = 5
+MOST_PROCESSES = 256
 
 
 class Policy(Frozen):
@@ -47,8 +49,8 @@ class SiteConfig(Frozen):
     layout: Literal["auto", "bids", "brats2021", "brats2023"] = "auto"
     cache: Path = Path("cache")
     device: str = "cpu"
-    workers: int = Field(default=1, ge=1, le=256)
-    threads: int = Field(default=0, ge=0, le=256)
+    workers: int = Field(default=1, ge=1, le=MOST_PROCESSES)
+    threads: int = Field(default=0, ge=0, le=MOST_PROCESSES)
     small_cell_limit: int = Field(default=SMALL_CELL_LIMIT, ge=1)
     policy: Policy = Policy()
 
@@ -80,8 +82,16 @@ def load_site_config(path: Path) -> SiteConfig:
 
 
 def site_name(text: str) -> str:
-    """Return a cohort's free text as a site's name: lower case, other characters as hyphens."""
-    name = re.sub(r"[^a-z0-9_-]+", "-", text.strip().lower()).strip("-_")[:32].strip("-_")
-    if not name:
-        raise ConfigError(f"site {text!r}: needs at least one letter or digit")
+    """Return a cohort's free text as a site's name: lower case, accents dropped, the rest as hyphens.
+
+    Raises
+    ------
+    ConfigError
+        There is nothing to make a name of, or letters of another script: left out, they would give two
+        hospitals one name.
+    """
+    plain = "".join(c for c in normalize("NFKD", text.strip().lower()) if not combining(c))
+    name = re.sub(r"[^a-z0-9_-]+", "-", plain).strip("-_")[:32].strip("-_")
+    if not name or any(c.isalnum() and not c.isascii() for c in plain):
+        raise ConfigError(f"site {text!r}: write it in the letters a to z and digits, in the site column")
     return name

@@ -20,6 +20,8 @@ _LOW_FIELD_LESION_T1 = np.float32(0.8)
 _LOW_FIELD_T2 = np.float32(1.08)
 _RELAXIVITY_PER_MS = np.float32(4.3e-3)
 _POINT_SPREAD_MM = 0.45
+_BIAS_AFTER_CORRECTION = 0.15
+"""What N4 left of a known field when it was measured, relative to the field."""
 # signal of bright healthy tissue, which the scanner's gain brings to the same number of grey levels
 _REFERENCE = {Modality.FLAIR: 0.20, Modality.T1CE: 0.20, Modality.T1: 0.20, Modality.T2: 0.25}
 
@@ -72,23 +74,25 @@ def signal(tissue: Tissue, modality: Modality, scanner: Scanner) -> FloatArray:
     return echo
 
 
-def acquire(tissue: Tissue, modality: Modality, scanner: Scanner, seed: int, *, stripped: bool) -> IntArray:
+def acquire(tissue: Tissue, modality: Modality, scanner: Scanner, seed: int, *, prepared: bool) -> IntArray:
     """Return the scan on the tissue's whole grid, in the scanner's grey levels.
 
     Slices are as thick as the scanner makes them but stand on the common grid: the modalities of a patient
-    are co-registered. With ``stripped`` everything outside the brain is exactly 0 and nothing inside is.
+    are co-registered. A prepared scan has lost its skull, so that everything outside the brain is exactly 0
+    and nothing inside is, and all of its shading but what a bias correction leaves.
     """
     rng = stream(seed, "scan", modality.value)
     echo = tissue.voxels(signal(tissue, modality, scanner))
     echo = _blur(echo, tissue.grid.spacing, scanner.slice_mm[modality])
-    echo = echo * shading(rng, tissue.voxel_axes(), scanner.bias)
+    bias = scanner.bias * _BIAS_AFTER_CORRECTION if prepared else scanner.bias
+    echo = echo * shading(rng, tissue.voxel_axes(), bias)
     grey = (echo / np.float32(_REFERENCE[modality])) ** np.float32(scanner.gamma)
-    if not stripped:
+    if not prepared:
         grey = tissue.whole(grey)
     gain = np.float32(scanner.gain * np.exp(rng.normal(0, scanner.gain_cv)))
     levels = _rician(rng, grey, 1 / scanner.snr) * gain + np.float32(scanner.offset)
     rounded: IntArray = np.clip(np.rint(levels), 0, np.iinfo(np.int16).max).astype(np.int16)
-    if not stripped:
+    if not prepared:
         return rounded
     brain: IntArray = np.maximum(rounded, 1) * tissue.brain_voxels()
     return tissue.whole(brain)

@@ -44,7 +44,8 @@ class Recipe:
     label_noise, unknown_labels
         Probability, per marker, that pathology erred or that the marker was not measured.
     skull
-        Whether scalp, bone and face are in the images; without them everything outside the brain is 0.
+        Whether scalp, bone and face are in the images, and the coil's full shading. Without, everything
+        outside the brain is 0 and the shading is what a bias correction leaves.
 
     Raises
     ------
@@ -98,7 +99,7 @@ class Recipe:
         site, patient = self.site_of(number), self.sample(number)
         tissue = render_tissue(patient, self.grid, skull=self.skull)
         images = {
-            modality: acquire(tissue, modality, site.scanner, patient.seed, stripped=not self.skull)
+            modality: acquire(tissue, modality, site.scanner, patient.seed, prepared=not self.skull)
             for modality in site.draw_present(patient.seed)
         }
         return Examination(
@@ -152,7 +153,7 @@ def synthetic_cases(
     unknown_labels: float = 0.0,
     progress: Progress = silent,
 ) -> list[SyntheticCase]:
-    """Return a synthetic cohort in memory, skull-stripped and standardised.
+    """Return a synthetic cohort in memory, skull-stripped, bias-corrected and standardised.
 
     The parameters are those of `Recipe`; ``sites`` are names for `make_site`.
     """

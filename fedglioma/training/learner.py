@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -66,6 +67,7 @@ def initial_learner(settings: RunConfig, class_counts: Mapping[Gene, tuple[float
     return build_learner(settings, class_counts)
 
 
+@lru_cache(maxsize=8)
 def layout_of(settings: RunConfig) -> Layout:
     """Return the layout of a run's weights without allocating them."""
     with torch.device("meta"):

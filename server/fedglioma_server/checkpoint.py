@@ -51,8 +51,26 @@ def read_safetensors(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[s
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise ProtocolError(f"{path}: not a readable safetensors file ({type(error).__name__})") from None
+
+
+def arrays_of(tensors: Mapping[str, NDArray[np.float32]], layout: Layout, path: Path) -> FlatArrays:
+    """Return a file's tensors as flat arrays.
+
+    Raises
+    ------
+    ProtocolError
+        A tensor is missing or has another shape or type.
+    """
+    arrays = layout.empty()
+    for name, view in layout.named(arrays).items():
+        tensor = tensors.get(name)
+        if tensor is None or tensor.shape != view.shape or tensor.dtype != np.float32:
+            found = "missing" if tensor is None else f"{tensor.dtype} {tensor.shape}"
+            raise ProtocolError(f"{path}: {name} should be float32 {view.shape}, found {found}")
+        view[...] = tensor
+    return arrays
 
 
 def digest_of(arrays: Mapping[str, NDArray[np.float32]]) -> str:
@@ -97,9 +115,9 @@ class Checkpoints:
         tensors, metadata = read_safetensors(path)
         if metadata.get("layout") != self.layout.digest:
             raise ProtocolError(f"{path}: holds the weights of another network")
-        arrays = self.layout.empty()
-        for name, view in self.layout.named(arrays).items():
-            view[...] = tensors[name]
+        if metadata.get("round") != str(number):
+            raise ProtocolError(f"{path}: holds the weights of round {metadata.get('round')}")
+        arrays = arrays_of(tensors, self.layout, path)
         if digest_of(arrays) != metadata.get("digest"):
             raise ProtocolError(f"{path}: damaged, its content does not match its digest")
         return arrays

@@ -8,9 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 
 from fedglioma import log
+from fedglioma.config.site import MOST_PROCESSES
 from fedglioma.console import OutputFormat, door, emit, human, interruptible, prepare_environment, progress
 from fedglioma.errors import ConfigError
 from fedglioma_server.options import with_run_settings
@@ -29,7 +31,17 @@ Cohorts = Annotated[
     typer.Option("--cohort", help="folder with participants.tsv and images; may be repeated", metavar="DIR"),
 ]
 LogLevel = Annotated[
-    str, typer.Option("--log-level", envvar="FEDGLIOMA_LOG_LEVEL", help="DEBUG, INFO or WARNING")
+    str,
+    typer.Option(
+        "--log-level",
+        envvar="FEDGLIOMA_LOG_LEVEL",
+        help="how much to tell on stderr",
+        click_type=click.Choice(["DEBUG", "INFO", "WARNING"], case_sensitive=False),
+    ),
+]
+Workers = Annotated[
+    int,
+    typer.Option(help="processes that prepare cases; 0: one per core", min=0, max=MOST_PROCESSES),
 ]
 
 SYNTHETIC_BANNER = "SYNTHETIC DATA: made-up patients, nothing here is clinical evidence"
@@ -88,8 +100,8 @@ def simulate(
         ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of run settings", metavar="FILE")] = None,
-    workers: Annotated[int, typer.Option(help="processes that prepare cases; 0: one per core", min=0)] = 0,
-    threads: Annotated[int, typer.Option(help="cores that train; 0: all", min=0)] = 0,
+    workers: Workers = 0,
+    threads: Annotated[int, typer.Option(help="cores that train; 0: all", min=0, max=MOST_PROCESSES)] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
     small_cell_limit: Annotated[
         int,
@@ -230,7 +242,7 @@ def evaluate(
     cohort: Cohorts,
     out: Annotated[Path, typer.Option(help="folder for metrics, predictions and figures", metavar="DIR")],
     cache: Annotated[Path | None, typer.Option(envvar="FEDGLIOMA_CACHE", help="prepared volumes")] = None,
-    workers: Annotated[int, typer.Option(help="processes that prepare cases; 0: one per core", min=0)] = 0,
+    workers: Workers = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
     bootstrap: Annotated[int, typer.Option(help="resamples behind every interval", min=100)] = 1000,
     output: Format = OutputFormat.TEXT,

@@ -7,15 +7,17 @@ hospitals to divide the patients into, or hospitals' own settings files.
 import csv
 import hashlib
 import io
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedglioma.case import Case, Finding
 from fedglioma.config.site import SMALL_CELL_LIMIT, SiteConfig, load_site_config, site_name
-from fedglioma.data.cohort import Cohort, merge_cohorts, read_cohort
+from fedglioma.data.cohort import Cohort, merge_cohorts, person_key, read_cohort
 from fedglioma.errors import ConfigError, DataError
+from fedglioma_server.device import usable_device
 from fedglioma_server.records import DataIssue, write_text
 
 
@@ -89,20 +91,48 @@ def gather(folders: Sequence[Path], spec: str | None, defaults: SiteDefaults) ->
         Hospital(_settings(name, folders[0], defaults), tuple(cases))
         for name, cases in sorted(groups.items())
     )
-    return Gathering(hospitals, cohort.exclusions, cohort.warnings, cohort.synthetic, names)
+    return Gathering(
+        hospitals, _by_site(cohort.exclusions), _by_site(cohort.warnings), cohort.synthetic, names
+    )
+
+
+def _by_site(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Return findings under their site's name, as cases stand, where its words make a name."""
+    named = []
+    for finding in findings:
+        try:
+            named.append(finding.model_copy(update={"site": site_name(finding.site)}))
+        except ConfigError:
+            named.append(finding)
+    return tuple(named)
 
 
 def settings_files(spec: str | None) -> list[Path]:
-    """Return the settings files that a specification names; none where it names something else."""
-    if spec is None:
-        return []
+    """Return the settings files that a specification names; none where it names something else.
+
+    Raises
+    ------
+    ConfigError
+        Only some of its parts are settings files.
+    """
     found: list[Path] = []
-    for part in (Path(text.strip()) for text in spec.split(",")):
-        if part.is_dir():
-            found += sorted(path for path in part.glob("*.yaml") if path.stem != "example")
-        elif part.suffix in (".yaml", ".yml"):
+    others: list[str] = []
+    for part in map(Path, names_in(spec or "")):
+        inside = sorted(path for path in part.glob("*.yaml") if path.stem != "example")
+        if part.suffix in (".yaml", ".yml"):
             found.append(part)
+        elif inside:
+            found += inside
+        else:
+            others.append(str(part))
+    if found and others:
+        raise ConfigError(f"--sites {spec}: {others[0]} is no settings file and no folder of them")
     return found
+
+
+def names_in(text: str) -> list[str]:
+    """Return what stands between the commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _from_settings(files: Sequence[Path], defaults: SiteDefaults) -> Gathering:
@@ -113,6 +143,7 @@ def _from_settings(files: Sequence[Path], defaults: SiteDefaults) -> Gathering:
         if config.site in seen:
             raise ConfigError(f"{path}: site {config.site} has a second settings file")
         seen.add(config.site)
+        usable_device(config.device, f"{path}: device:")
         cohort = read_cohort(config.data, layout=None if config.layout == "auto" else config.layout)
         cases = tuple(case.model_copy(update={"site": config.site}) for case in cohort.cases)
         hospitals.append(Hospital(config.model_copy(update={"cache": defaults.cache}), cases))
@@ -128,7 +159,7 @@ def _require_distinct(hospitals: Sequence[Hospital]) -> None:
     owners: dict[str, str] = {}
     for hospital in hospitals:
         for case in hospital.cases:
-            other = owners.setdefault(case.patient, hospital.config.site)
+            other = owners.setdefault(person_key(case.patient), hospital.config.site)
             if other != hospital.config.site:
                 raise DataError(
                     f"{hospital.config.site} and {other} hold a patient of the same id: a patient in two "
@@ -137,7 +168,7 @@ def _require_distinct(hospitals: Sequence[Hospital]) -> None:
 
 
 def _divide(cohort: Cohort, spec: str | None) -> dict[str, list[Case]]:
-    if spec is not None and spec.strip().isdigit():
+    if spec is not None and spec.strip().isdecimal():
         return _deal(cohort.cases, int(spec))
     groups: dict[str, list[Case]] = {}
     for case in cohort.cases:
@@ -145,7 +176,9 @@ def _divide(cohort: Cohort, spec: str | None) -> dict[str, list[Case]]:
         groups.setdefault(name, []).append(case.model_copy(update={"site": name}))
     if spec is None:
         return groups
-    wanted = [site_name(text) for text in spec.split(",")]
+    wanted = [site_name(text) for text in names_in(spec)]
+    if not wanted:
+        raise ConfigError("--sites: empty; name hospitals, say how many, or leave it out")
     absent = [name for name in wanted if name not in groups]
     if absent:
         raise ConfigError(
@@ -178,8 +211,14 @@ def _settings(name: str, data: Path, defaults: SiteDefaults) -> SiteConfig:
     )
 
 
-def summarise(exclusions: Sequence[Finding], warnings: Sequence[Finding]) -> list[DataIssue]:
-    """Return findings counted by site and reason, the patients' ids taken out of the words."""
+def summarise(
+    exclusions: Sequence[Finding], warnings: Sequence[Finding], patients: Iterable[str] = ()
+) -> list[DataIssue]:
+    """Return findings counted by site and reason, the patients' ids taken out of the words.
+
+    ``patients`` are the others whom a finding may speak of, as that of a duplicate does.
+    """
+    others = {*patients, *(finding.patient for finding in (*exclusions, *warnings))}
     issues: dict[tuple[str, str, str], DataIssue] = {}
     counts: Counter[tuple[str, str, str]] = Counter()
     for kind, findings in (("excluded", exclusions), ("warning", warnings)):
@@ -193,17 +232,29 @@ def summarise(exclusions: Sequence[Finding], warnings: Sequence[Finding]) -> lis
                         "kind": kind,
                         "code": finding.code,
                         "cases": 0,
-                        "explanation": without_id(finding),
+                        "explanation": without_ids(finding, others),
                     }
                 )
     return [issues[key].model_copy(update={"cases": counts[key]}) for key in sorted(issues)]
 
 
-def without_id(finding: Finding) -> str:
-    """Return a finding's words with the patient's id replaced."""
-    if not finding.patient:
-        return finding.message
-    return finding.message.replace(f"sub-{finding.patient}", "the case").replace(finding.patient, "the case")
+def without_ids(finding: Finding, others: Iterable[str]) -> str:
+    """Return a finding's words with every patient's id replaced, in whatever case it is spelled.
+
+    A number of up to three digits is taken for another patient's id only after the word ``patient`` or
+    ``as``: elsewhere it is far more often a row, a size or a label.
+    """
+    words = _replaced(finding.message, [finding.patient], "the case")
+    numbers = {name for name in others if name.isdecimal() and len(name) <= 3}
+    words = _replaced(words, {*others} - numbers, "another case")
+    return re.sub(r"\b(patient|as) (\d{1,3})\b", r"\1 another case", words) if numbers else words
+
+
+def _replaced(text: str, names: Iterable[str], by: str) -> str:
+    pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True) if name)
+    if not pattern:
+        return text
+    return re.sub(rf"(?<![^\W_])(?:sub-)?(?:{pattern})(?![^\W_])", by, text, flags=re.IGNORECASE)
 
 
 def write_findings(path: Path, exclusions: Sequence[Finding], warnings: Sequence[Finding]) -> None:

@@ -12,8 +12,8 @@ import click
 import typer
 from pydantic.fields import FieldInfo
 
-from fedglioma.config.reading import read_yaml
-from fedglioma.config.run import RunConfig
+from fedglioma.config.run import RunConfig, run_table
+from fedglioma.errors import ConfigError
 
 PANEL = "Run settings (also in --config, or as FEDGLIOMA_<NAME>)"
 
@@ -48,13 +48,14 @@ def resolve_settings(
         The file cannot be read, or a setting is unknown or not allowed.
     """
     table: dict[str, Any] = dict(defaults or {})
-    place = "settings"
     if config is not None:
-        read = read_yaml(config)
-        nested = read.get("run", read)
-        table |= {str(key).replace("-", "_"): value for key, value in dict(nested).items()}
-        place = str(config)
-    return RunConfig.from_mapping(table | dict(given), place)
+        table |= run_table(config)
+    try:
+        return RunConfig.from_mapping(table | dict(given), "settings")
+    except ConfigError:
+        if config is not None:
+            RunConfig.from_mapping(table, str(config))  # names the file where the file alone is wrong
+        raise
 
 
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:

@@ -18,6 +18,12 @@ from fedglioma.errors import ConfigError, FedGliomaError
 from fedglioma_server.federation import Coordinator, Finished, run_federation
 
 
+def require_ray() -> None:
+    """Raise ``ConfigError`` unless Ray is installed."""
+    if find_spec("ray") is None:
+        raise ConfigError("engine ray: Ray is not installed; run: pip install 'fedglioma[ray]'")
+
+
 def run_ray(
     finished: Finished, client_app: ClientApp, *, sites: int, plan: Path, threads: int, gpu: bool
 ) -> None:
@@ -37,8 +43,7 @@ def run_ray(
     FedGliomaError
         The run failed; the reason is the server app's.
     """
-    if find_spec("ray") is None:
-        raise ConfigError("engine ray: Ray is not installed; run: pip install 'fedglioma[ray]'")
+    require_ray()
     from flwr.simulation import run_simulation
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

@@ -65,6 +65,7 @@ class RunRecord(Record):
     created: str
     finished: str | None = None
     status: Literal["running", "completed", "interrupted", "failed"] = "running"
+    failure: str | None = Field(default=None, description="why the run failed, in one line, without a path")
     engine: str
     command: str
     synthetic: bool

@@ -6,12 +6,12 @@ from typing import Any
 
 from fedglioma.case import CHANNELS, GENE_TITLES, GENES, Gene
 from fedglioma.config.run import RunConfig
-from fedglioma.errors import ProtocolError
+from fedglioma.errors import ConfigError, ProtocolError
 from fedglioma.metrics.bootstrap import Measure
 from fedglioma.metrics.tables import Evaluation
 from fedglioma.training.learner import Learner, build_learner
 from fedglioma.weights import FlatArrays, Layout, unpack
-from fedglioma_server.checkpoint import digest_of, read_safetensors, write_safetensors
+from fedglioma_server.checkpoint import arrays_of, digest_of, read_safetensors, write_safetensors
 from fedglioma_server.records import RoundRecord, RunRecord, write_json, write_text
 
 CARD = """\
@@ -92,22 +92,19 @@ def load_model(folder: Path) -> tuple[Learner, RunConfig]:
         counts = {Gene(name): (float(a), float(b)) for name, (a, b) in config["class_counts"].items()}
         channels, genes = config["channels"], config["genes"]
         recorded = config["layout"], config["digest"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        learner = build_learner(settings, counts)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise ProtocolError(f"{folder}: not a released model ({type(error).__name__}: {error})") from None
     if channels != [m.value for m in CHANNELS] or genes != [g.value for g in GENES]:
         raise ProtocolError(
             f"{folder}: made for channels {channels} and genes {genes}, which this version does not use"
         )
-    tensors, _ = read_safetensors(folder / "model.safetensors")
-    learner = build_learner(settings, counts)
     layout = Layout.of(learner.model, learner.loss)
     if layout.digest != recorded[0]:
         raise ProtocolError(f"{folder}: the weights are of another network than config.json describes")
-    arrays = layout.empty()
-    for name, view in layout.named(arrays).items():
-        if name not in tensors or tensors[name].shape != view.shape:
-            raise ProtocolError(f"{folder}: model.safetensors lacks {name} or has it in another shape")
-        view[...] = tensors[name]
+    file = folder / "model.safetensors"
+    tensors, _ = read_safetensors(file)
+    arrays = arrays_of(tensors, layout, file)
     if digest_of(arrays) != recorded[1]:
         raise ProtocolError(f"{folder}: model.safetensors is damaged, its content does not match config.json")
     unpack(arrays, learner.model, learner.loss)

@@ -15,12 +15,13 @@ STRATEGY_TITLES = {"fedavg": "federated averaging", "fedprox": "federated averag
 
 def notices(saved: Saved) -> list[str]:
     """Return what a reader must know before any figure: unfinished, not evaluated, too few patients."""
+    reason = saved.run.failure or "the log says why"
     done = f"{saved.done} of {words.count(saved.run.settings.rounds, 'round')} done"
     said = {
         "completed": [],
         "running": [f"This run is not finished: {done}. It is still going, or it ended without a word."],
         "interrupted": [f"This run was interrupted: {done}. The same command continues it."],
-        "failed": [f"This run failed: {done}. The log says why; the same command tries again."],
+        "failed": [f"This run failed: {reason} ({done}). The same command tries again."],
     }[saved.run.status]
     if saved.evaluation is None:
         said.append("The model was not evaluated yet: there is no held-out result to report.")

@@ -109,7 +109,7 @@ def _figures(comparisons: Sequence[Comparison], results: SurvivalResults, word: 
         test = _test(comparison)
         among = f"{word}, {group[0].lower()}{group[1:]}"
         svg = figures.kaplan_meier(
-            [_step(arm, place, scale) for place, arm in enumerate(comparison.arms)],
+            [curve_step(arm, place, scale) for place, arm in enumerate(comparison.arms)],
             [tick * scale for tick in comparison.ticks],
             title=marker,
             subtitle=f"{among}, {test}",
@@ -126,7 +126,8 @@ def _figures(comparisons: Sequence[Comparison], results: SurvivalResults, word: 
     return Figures(tuple(drawings), tuple(missing))
 
 
-def _step(arm: Arm, place: int, scale: float) -> SurvivalStep:
+def curve_step(arm: Arm, place: int, scale: float) -> SurvivalStep:
+    """Return an arm as a figure draws it, its times multiplied by ``scale``; ``place`` picks the style."""
     curve = arm.curve
     return SurvivalStep(
         label=arm.label,

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fedglioma.case import GENE_TITLES, GENES
 from fedglioma.console import progress
 from fedglioma.data.cache import Cache
@@ -14,10 +12,12 @@ from fedglioma.data.prepare import PrepareSettings, prepare_cases
 from fedglioma.errors import ConfigError
 from fedglioma.metrics.predictions import Predictions
 from fedglioma.metrics.tables import Evaluation, evaluate
+from fedglioma_server.device import usable_device
 from fedglioma_server.gather import write_findings
 from fedglioma_server.heldout import predictions_of
 from fedglioma_server.release import load_model, measure_text
 from fedglioma_server.report_figures import roc_figures
+from fedglioma_server.simulate import default_threads
 
 SPLIT = "report"
 """All cases of an external cohort are reported on; none chooses anything."""
@@ -38,7 +38,7 @@ def evaluate_model(
     Raises
     ------
     ConfigError
-        No cohort is given, or ``out`` is a file.
+        No cohort is given, there is no such model folder or device, or ``out`` is a file.
     DataError
         No case can be used.
     ProtocolError
@@ -48,15 +48,18 @@ def evaluate_model(
         raise ConfigError("nothing to evaluate on: give --cohort DIR")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out}: is a file; name a folder")
+    if not model.is_dir():
+        raise ConfigError(f"{model}: no such folder; name the model folder of a run")
+    place = usable_device(device)
     learner, settings = load_model(model)
-    learner.to(torch.device(device))
+    learner.to(place)
     cohort = merge_cohorts([read_cohort(folder) for folder in cohorts])
     with progress("prepare", unit="cases") as shown:
         prepared = prepare_cases(
             cohort.cases,
             PrepareSettings(spacing_mm=settings.spacing_mm),
             Cache((cache or out.parent / "cache").resolve()),
-            workers=workers,
+            workers=workers or default_threads(),
             progress=shown,
         )
     predictions = predictions_of(
@@ -65,7 +68,7 @@ def evaluate_model(
         [SPLIT] * len(prepared.cases),
         crop=settings.crop,
         batch_size=settings.batch_size,
-        device=torch.device(device),
+        device=place,
     )
     evaluation = evaluate(predictions, split=SPLIT, synthetic=cohort.synthetic, resamples=resamples)
     out.mkdir(parents=True, exist_ok=True)

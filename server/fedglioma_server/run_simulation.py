@@ -1,5 +1,6 @@
 """The ``simulate`` command: from what was typed to a finished run, in words and as data."""
 
+import hashlib
 import secrets
 import shutil
 import tempfile
@@ -16,8 +17,10 @@ from fedglioma.data.synthetic_cohort import synthesize
 from fedglioma.errors import ConfigError
 from fedglioma.metrics.tables import Evaluation
 from fedglioma_server import simulate
+from fedglioma_server.device import usable_device
 from fedglioma_server.gather import Gathering, SiteDefaults, gather, settings_files
 from fedglioma_server.options import resolve_settings
+from fedglioma_server.ray_engine import require_ray
 from fedglioma_server.records import RunRecord, read_json
 from fedglioma_server.run_evaluation import overall_lines
 from fedglioma_server.run_synthesis import names_of
@@ -25,8 +28,10 @@ from fedglioma_server.runfolder import RunFolder
 
 RUNS = Path("runs")
 FIELD_OF_VIEW_MM = 176.0
+COARSEST_MM = 8.0
 SYNTHETIC_DEFAULTS: dict[str, Any] = {"width": 2, "rounds": 10, "batch_size": 8, "lr": 1e-3}
 """At test size the paper's width and learning rate would be slow and slow to learn."""
+LONGEST_NAME = 100
 
 Result = tuple[dict[str, Any], str]
 
@@ -53,8 +58,9 @@ class Request:
         """Return the run's settings; a synthetic cohort brings defaults of its own size."""
         defaults: dict[str, Any] = {}
         if self.synthetic is not None:
-            size = self.synthetic_size
-            defaults = {**SYNTHETIC_DEFAULTS, "crop": size, "spacing_mm": FIELD_OF_VIEW_MM / size}
+            spacing = min(FIELD_OF_VIEW_MM / self.synthetic_size, COARSEST_MM)
+            crop = round(FIELD_OF_VIEW_MM / spacing)
+            defaults = {**SYNTHETIC_DEFAULTS, "crop": crop, "spacing_mm": spacing}
         return resolve_settings(self.given, self.config, defaults)
 
     def engine_name(self) -> simulate.Engine:
@@ -71,11 +77,20 @@ class Request:
             known = " or ".join(simulate.Engine)
             raise ConfigError(f"--engine {self.engine}: choose {known}") from None
 
+    def check(self, folder: RunFolder) -> None:
+        """Raise ``ConfigError`` for what can be found wrong before anything is read or made."""
+        settings = self.settings()
+        if self.engine_name() is simulate.Engine.RAY:
+            require_ray()
+        usable_device(self.device)
+        folder.require_new_or_ours()
+        simulate.require_same_settings(folder, settings)
+
 
 def run(request: Request) -> Result:
     """Run, or continue, the simulation and return its result."""
     folder = RunFolder(request.out or RUNS / run_name())
-    folder.require_new_or_ours()
+    request.check(folder)
     simulation = _simulation(request, folder, _gather(request, folder))
     _announce(simulation.gathering)
     with progress("prepare", unit="cases") as shown:
@@ -89,6 +104,7 @@ def dry(request: Request) -> Result:
     """Return what a run would be, and leave nothing behind."""
     with _scratch() as scratch:
         folder = RunFolder(request.out or scratch / "run")
+        request.check(folder)
         gathering = _gather(request, RunFolder(scratch))
         data = simulate.outline(_simulation(request, folder, gathering))
     return data, outline_text(data)
@@ -123,8 +139,10 @@ def _gather(request: Request, folder: RunFolder) -> Gathering:
         raise ConfigError("--synthetic makes its own cohort; leave --cohort and settings files out")
     names = names_of(request.sites)
     seed = request.settings().seed
-    recipe = f"{request.synthetic}-{request.synthetic_size}-{seed}-{'-'.join(names)}"
-    cohort = folder.path / "cohort" / recipe[:120]
+    sites = "-".join(names)
+    if len(sites) > LONGEST_NAME:
+        sites = hashlib.sha256(sites.encode()).hexdigest()[:16]
+    cohort = folder.path / "cohort" / f"{request.synthetic}-{request.synthetic_size}-{seed}-{sites}"
     if not cohort.exists():
         with progress("synthesize", unit="patients") as shown:
             synthesize(

@@ -19,7 +19,7 @@ def names_of(spec: str | None) -> tuple[str, ...]:
     """
     if spec is None:
         return site_names(3)
-    if spec.strip().isdigit():
+    if spec.strip().isdecimal():
         if int(spec) < 1:
             raise ConfigError(f"--sites {spec}: at least one hospital")
         return site_names(int(spec))

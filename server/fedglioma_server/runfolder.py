@@ -7,6 +7,9 @@ from pathlib import Path
 from fedglioma.errors import ConfigError
 from fedglioma_server.records import RoundRecord, RunRecord, read_json, read_rounds, write_json
 
+PART = ".*.part"
+"""Names of files that are being written."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -83,9 +86,15 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path}: is a file; name a folder for the run")
         if self.path.is_dir() and not self.exists():
-            others = [entry.name for entry in self.path.iterdir() if entry.name not in ("work", "cohort")]
+            ours = ("work", "cohort")
+            others = [e.name for e in self.path.iterdir() if e.name not in ours and not e.match(PART)]
             if others:
                 raise ConfigError(f"{self.path}: holds {others[0]} but no run; name a new or empty folder")
+
+    def sweep(self) -> None:
+        """Remove what a writer that was killed left behind."""
+        for part in self.path.rglob(PART):
+            part.unlink(missing_ok=True)
 
 
 def now() -> str:

@@ -18,6 +18,7 @@ from flwr.clientapp import ClientApp
 
 from fedglioma.case import Case
 from fedglioma.config.run import RunConfig
+from fedglioma.config.site import MOST_PROCESSES
 from fedglioma.console import Progress, silent
 from fedglioma.data.cache import Cache
 from fedglioma.data.plan import PLAN_KEY, SimulationPlan, SitePlan
@@ -115,6 +116,7 @@ def write_plan(simulation: Simulation, prepared: Prepared) -> SimulationPlan:
         The folder holds a run of other settings or other data.
     """
     folder, settings = simulation.folder, simulation.settings
+    folder.sweep()
     by_split: dict[Split, list[PreparedCase]] = {split: [] for split in Split}
     for item in prepared.cases:
         by_split[split_of(item.case, settings)].append(item)
@@ -133,7 +135,7 @@ def write_plan(simulation: Simulation, prepared: Prepared) -> SimulationPlan:
         )
     record = _record(simulation, prepared, by_split)
     if folder.exists():
-        _require_same_run(folder.read(), record, folder.path)
+        _require_same_run(folder, record, plan)
     else:
         write_json(folder.record_file, record)
     folder.work.mkdir(parents=True, exist_ok=True)
@@ -175,7 +177,9 @@ def _record(
     for split, items in by_split.items():
         for site, number in Counter(item.case.site for item in items).items():
             splits[site] = splits[site].model_copy(update={split.value: number})
-    digests = "\n".join(sorted(f"{item.digest} {item.case.genotype.labels()}" for item in prepared.cases))
+    digests = "\n".join(
+        sorted(f"{item.digest} {item.case.genotype.labels()} {item.case.site}" for item in prepared.cases)
+    )
     return RunRecord(
         run_id=simulation.folder.path.resolve().name,
         created=now(),
@@ -197,19 +201,37 @@ def _record(
         issues=summarise(
             [*simulation.gathering.exclusions, *prepared.exclusions],
             [*simulation.gathering.warnings, *prepared.warnings],
+            [case.patient for case in simulation.gathering.cases],
         ),
     )
 
 
-def _require_same_run(there: RunRecord, asked: RunRecord, path: Path) -> None:
+def require_same_settings(folder: RunFolder, asked: RunConfig) -> None:
+    """Raise ``ConfigError`` where the folder holds a run of other settings, and name the first of them."""
+    if not folder.exists():
+        return
+    there = folder.read().settings
     for field in RunConfig.model_fields:
-        old, new = getattr(there.settings, field), getattr(asked.settings, field)
+        old, new = getattr(there, field), getattr(asked, field)
         if old != new:
-            raise ConfigError(
-                f"{path}: holds a run with {field} {old}, {new} is asked for; name another --out"
-            )
+            raise _other_run(folder, f"{field} {old}", f"{new} is")
+
+
+def _require_same_run(folder: RunFolder, asked: RunRecord, plan: SimulationPlan) -> None:
+    require_same_settings(folder, asked.settings)
+    there = folder.read()
+    if set(there.splits) != set(asked.splits):
+        raise _other_run(folder, f"sites {', '.join(there.splits)}", f"{', '.join(asked.splits)} are")
     if there.data_digest != asked.data_digest:
-        raise ConfigError(f"{path}: holds a run on other data; name another --out")
+        raise _other_run(folder, "other cases, or cases divided otherwise", "these are")
+    for name, limit in ((site.settings.site, site.settings.small_cell_limit) for site in plan.sites):
+        if name in there.sites and there.sites[name].small_cell_limit != limit:
+            old = there.sites[name].small_cell_limit
+            raise _other_run(folder, f"small-cell limit {old} of {name}", f"{limit} is")
+
+
+def _other_run(folder: RunFolder, holds: str, asked: str) -> ConfigError:
+    return ConfigError(f"{folder.path}: holds a run with {holds}, {asked} asked for; name another --out")
 
 
 def run(simulation: Simulation, prepared: Prepared, progress: Progress = silent) -> RunRecord:
@@ -222,16 +244,29 @@ def run(simulation: Simulation, prepared: Prepared, progress: Progress = silent)
     if folder.read().status == "completed":
         logger.info("%s: this run is complete, nothing is left to do", folder.path)
         return folder.read()
-    folder.update(status="running", engine=simulation.engine.value)
+    folder.update(status="running", failure=None, engine=simulation.engine.value)
     try:
         _ENGINES[simulation.engine](simulation, plan, progress)
     except KeyboardInterrupt:
         folder.update(status="interrupted")
         raise
-    except (FedGliomaError, OSError):
-        folder.update(status="failed")
+    except Exception as error:
+        folder.update(status="failed", failure=_reason(error, folder))
         raise
     return folder.read()
+
+
+def _reason(error: Exception, folder: RunFolder) -> str:
+    """Return why a run failed, in one line and without this machine's folders."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    if not isinstance(error, FedGliomaError):
+        return f"a defect of fedglioma ({type(error).__name__})"
+    return (
+        str(error)
+        .replace(str(folder.path.resolve()), folder.path.name)
+        .replace(str(folder.path), folder.path.name)
+    )
 
 
 def _run_inline(simulation: Simulation, plan: SimulationPlan, progress: Progress) -> None:
@@ -298,5 +333,6 @@ def command_line() -> str:
 
 
 def default_threads() -> int:
-    """Return the processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the processor cores that this process may use, at most what a site's settings allow."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_PROCESSES)

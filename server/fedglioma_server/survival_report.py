@@ -82,27 +82,13 @@ def _curves_csv(results: SurvivalResults) -> str:
 def _drawings(results: SurvivalResults) -> dict[str, str]:
     """Return an SVG per comparison by file name."""
     # Imported here: drawing takes matplotlib, which takes a second to load, and text and tables do not.
-    from fedglioma_server.figures import SurvivalStep, kaplan_meier
+    from fedglioma_server.figures import kaplan_meier
+    from fedglioma_server.report_survival import curve_step
 
     scale = results.months_per_unit or 1.0
-
-    def step(arm: Arm, style: int) -> SurvivalStep:
-        curve = arm.curve
-        return SurvivalStep(
-            label=arm.label,
-            times=[0.0, *(time * scale for time in curve.time)],
-            survival=[1.0, *curve.survival],
-            lower=[1.0, *curve.low],
-            upper=[1.0, *curve.high],
-            censored=[time * scale for time, gone in zip(curve.time, curve.censored, strict=True) if gone],
-            at_risk=arm.at_risk,
-            patients=arm.n,
-            style=style,
-        )
-
     return {
         _figure_name(comparison): kaplan_meier(
-            [step(arm, style) for style, arm in enumerate(comparison.arms)],
+            [curve_step(arm, place, scale) for place, arm in enumerate(comparison.arms)],
             [tick * scale for tick in comparison.ticks],
             title=f"{comparison.title}, {comparison.group.value}",
             subtitle=f"log-rank p = {p_text(comparison.log_rank.p)}" if comparison.log_rank else "no test",

@@ -64,15 +64,15 @@ def test_contrast_agent_brightens_the_ring_in_t1ce_only(tissue):
         assert (gain > 1.5) if modality is Modality.T1CE else (gain == 1)
 
 
-def test_stripped_scan_is_zero_outside_the_brain_and_nowhere_inside(tissue):
-    scan = acquire(tissue, Modality.T1, SCANNER, 7, stripped=True)
+def test_prepared_scan_is_zero_outside_the_brain_and_nowhere_inside(tissue):
+    scan = acquire(tissue, Modality.T1, SCANNER, 7, prepared=True)
     assert scan.dtype == np.int16
     assert scan.shape == tissue.grid.shape
     assert np.array_equal(scan > 0, tissue.whole(tissue.brain_voxels()))
 
 
 def test_whole_head_has_noise_in_the_air(tissue):
-    scan = acquire(tissue, Modality.T1, SCANNER, 7, stripped=False)
+    scan = acquire(tissue, Modality.T1, SCANNER, 7, prepared=False)
     air = scan[:3]
     assert 0 < air.mean() < 0.1 * scan[tissue.whole(tissue.brain_voxels())].mean()
 
@@ -80,14 +80,14 @@ def test_whole_head_has_noise_in_the_air(tissue):
 def test_sites_differ_in_grey_levels(tissue):
     brain = tissue.whole(tissue.brain_voxels())
     levels = {
-        name: acquire(tissue, Modality.T2, site.scanner, 7, stripped=True)[brain].mean()
+        name: acquire(tissue, Modality.T2, site.scanner, 7, prepared=True)[brain].mean()
         for name, site in PRESETS.items()
     }
     assert levels["ningxia"] > 2 * levels["zhengzhou"] > 4 * levels["henan"]
 
 
 def test_scan_is_the_same_to_the_bit_for_the_same_seed_only(tissue):
-    first, again, other = (acquire(tissue, Modality.T1, SCANNER, seed, stripped=True) for seed in (7, 7, 8))
+    first, again, other = (acquire(tissue, Modality.T1, SCANNER, seed, prepared=True) for seed in (7, 7, 8))
     assert first.tobytes() == again.tobytes()
     assert first.tobytes() != other.tobytes()
 
@@ -97,7 +97,7 @@ def test_noise_is_what_the_signal_to_noise_ratio_says(tissue):
     noisy = replace(quiet, snr=20.0)
     brain = tissue.whole(tissue.brain_voxels())
     scans = [
-        acquire(tissue, Modality.FLAIR, s, 7, stripped=True)[brain].astype(float) for s in (quiet, noisy)
+        acquire(tissue, Modality.FLAIR, s, 7, prepared=True)[brain].astype(float) for s in (quiet, noisy)
     ]
     bright = scans[0] > 500  # where Rician noise is nearly Gaussian
     assert np.std((scans[1] - scans[0])[bright]) == pytest.approx(1000 / 20, rel=0.05)
@@ -106,6 +106,20 @@ def test_noise_is_what_the_signal_to_noise_ratio_says(tissue):
 def test_shading_stays_within_its_amplitude(tissue):
     field = shading(stream(1), tissue.voxel_axes(), 0.3)
     assert np.abs(np.log(field)).max() == pytest.approx(0.3, rel=1e-4)
+
+
+def test_prepared_scan_keeps_little_of_the_shading(tissue):
+    quiet = replace(SCANNER, gain_cv=0.0, snr=1e6, gain=1000.0, bias=0.4)
+    brain = tissue.whole(tissue.brain_voxels())
+
+    def left(prepared):
+        scans = [
+            acquire(tissue, Modality.T1, s, 7, prepared=prepared) for s in (quiet, replace(quiet, bias=0.0))
+        ]
+        shaded, flat = (scan[brain].astype(float) for scan in scans)
+        return np.std(np.log(shaded / flat)[flat > 200])
+
+    assert left(prepared=True) == pytest.approx(0.15 * left(prepared=False), rel=0.05)
 
 
 @settings(deadline=None, max_examples=30)
