@@ -20,6 +20,7 @@ from fedglioma.console import prepare_environment
 prepare_environment()
 
 import torch  # noqa: E402
+from page import fill  # noqa: E402
 
 from fedglioma.config.run import RunConfig  # noqa: E402
 from fedglioma.data.dataset import CaseDataset  # noqa: E402
@@ -113,6 +114,7 @@ def main() -> None:
     parser.add_argument("--patients", type=int, default=120)
     parser.add_argument("--width", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--out", type=Path, help="page whose figures are replaced, docs/overhead.md")
     parser.add_argument("--threads", type=int, default=simulate.default_threads())
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
@@ -135,10 +137,16 @@ def main() -> None:
                 ours.append(seconds[0])
                 theirs.append(seconds[1])
         steps = sum(len(site) for site in in_memory(plan)) * asked.rounds
-    print(f"{asked.rounds} rounds, {len(plan.sites)} sites, {steps} steps, {asked.threads} threads")
-    print(f"federated   {statistics.median(ours):.2f} s (of {', '.join(f'{s:.2f}' for s in ours)})")
-    print(f"plain loop  {statistics.median(theirs):.2f} s (of {', '.join(f'{s:.2f}' for s in theirs)})")
-    print(f"ratio       {statistics.median(ours) / statistics.median(theirs):.3f}")
+    lines = [f"{asked.rounds} rounds, {len(plan.sites)} sites, {steps} steps, {asked.threads} threads"]
+    lines += [
+        f"federated   {statistics.median(ours):.2f} s (of {', '.join(f'{s:.2f}' for s in ours)})",
+        f"plain loop  {statistics.median(theirs):.2f} s (of {', '.join(f'{s:.2f}' for s in theirs)})",
+        f"ratio       {statistics.median(ours) / statistics.median(theirs):.3f}",
+    ]
+    print("\n".join(lines))
+    if asked.out:
+        fenced = "\n".join(["```text", *lines, "```"])
+        fill(asked.out, "output of benchmarks/round_overhead.py", fenced)
 
 
 if __name__ == "__main__":

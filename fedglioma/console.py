@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import lru_cache
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -20,6 +21,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichBar
+from rich.text import Text
 
 from fedglioma.errors import FedGliomaError
 
@@ -44,9 +46,13 @@ class OutputFormat(StrEnum):
     JSON = "json"
 
 
+@lru_cache(maxsize=1)
 def human() -> Console:
-    """Return a console on stderr; rich itself respects ``NO_COLOR``."""
-    return Console(stderr=True, highlight=False)
+    """Return the one console on stderr, so that log lines pass above a bar instead of through it.
+
+    It writes to whatever ``sys.stderr`` is at the time; rich itself respects ``NO_COLOR``.
+    """
+    return Console(stderr=True, highlight=False, emoji=False)
 
 
 def emit(data: dict[str, Any], text: str, output: OutputFormat, *, exit_code: int = 0) -> None:
@@ -62,7 +68,7 @@ def emit(data: dict[str, Any], text: str, output: OutputFormat, *, exit_code: in
 
 def fail(error: FedGliomaError, output: OutputFormat) -> NoReturn:
     """Print the error in one line (and as the envelope, if JSON was asked for) and end with its code."""
-    human().print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+    human().print(Text.assemble(("error:", "bold red"), f" {error}"), soft_wrap=True)
     if output is OutputFormat.JSON:
         emit({"error": str(error), "kind": type(error).__name__}, "", output, exit_code=error.exit_code)
     raise SystemExit(error.exit_code)
@@ -146,20 +152,26 @@ def progress(title: str, *, unit: str = "") -> Iterator[Progress]:
 
 
 def _plain(title: str, unit: str, console: Console) -> Progress:
-    last, shown = 0.0, -1
+    began, last, shown = time.monotonic(), 0.0, -1
 
     def update(done: int, total: int) -> None:
         nonlocal last, shown
         now = time.monotonic()
         if done != shown and (done == total or now - last >= PLAIN_INTERVAL_S):
             last, shown = now, done
-            console.print(f"{title}: {done}/{total} {unit}".rstrip(), markup=False, soft_wrap=True)
+            line = f"{title}: {done}/{total} {unit}".rstrip()
+            if 0 < done < total:
+                left = (now - began) / done * (total - done)
+                line += f", about {_duration(left)} left"
+            console.print(line, markup=False, soft_wrap=True)
 
     return update
 
 
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def prepare_environment() -> None:

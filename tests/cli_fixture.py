@@ -27,12 +27,17 @@ TINY = (
 SYNTHETIC = ("--synthetic", "18", "--synthetic-size", "16")
 
 
+def plain_environment() -> dict[str, str]:
+    """Return this process's environment without settings of ours, for a wide terminal without colours."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("FEDGLIOMA_")}
+    return ours | {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
+
+
 def call(*words: str | Path, environment: dict[str, str] | None = None) -> Result:
     """Return how a command ended; logging and the environment are as before afterwards."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
-    wide = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
-    with patch.dict(os.environ, wide | (environment or {})):
+    with patch.dict(os.environ, plain_environment() | (environment or {}), clear=True):
         prepare_environment()
         try:
             return CliRunner().invoke(cli.app, [str(word) for word in words])

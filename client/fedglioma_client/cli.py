@@ -136,7 +136,7 @@ def check(
     Exit code: 0 nothing failed, 2 the settings or this computer are at fault, 4 the data are.
     """
     with door(output), interruptible():
-        log.configure(log_level)
+        log.configure(log_level, console=human())
         from fedglioma_client.check import check_site, print_patients, print_verdicts
 
         name, path = context.ensure_object(Chosen).path()
@@ -166,7 +166,7 @@ def prepare(
     Exit code: 0 prepared, 2 the settings are at fault, 4 no patient can be used, 130 stopped.
     """
     with door(output), interruptible():
-        log.configure(log_level)
+        log.configure(log_level, console=human())
         from fedglioma_client.intake import load_settings
         from fedglioma_client.prepare import prepare_site, write_report
 

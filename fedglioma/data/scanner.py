@@ -14,7 +14,7 @@ from fedglioma.data.phantom import Tissue
 IntArray = npt.NDArray[np.int16]
 
 LOW_FIELD_T = 2.0
-# T1 at 1.5 T as a fraction of T1 at 3 T, in the order of phantom.Label; lesions shorten, too
+# T1 at 1.5 T as a fraction of T1 at 3 T, in the order of anatomy.Label; lesions shorten, too
 _LOW_FIELD_T1 = np.array([1, 0.8, 1, 0.75, 1, 0.78, 0.74, 0.76], np.float32)
 _LOW_FIELD_LESION_T1 = np.float32(0.8)
 _LOW_FIELD_T2 = np.float32(1.08)

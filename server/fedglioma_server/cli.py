@@ -77,7 +77,7 @@ def simulate(
     ] = None,
     synthetic_size: Annotated[
         int, typer.Option(help="edge of the synthetic volumes in voxels (of 176 mm)", min=16, max=176)
-    ] = 32,
+    ] = 24,
     sites: Annotated[
         str | None,
         typer.Option(
@@ -119,7 +119,7 @@ def simulate(
     Stopped with Ctrl-C, the same command continues after the last complete round.
     """
     with door(output), interruptible():
-        log.configure(log_level)
+        log.configure(log_level, console=human())
         from fedglioma_server.run_simulation import Request, dry, run
 
         request = Request(
@@ -178,7 +178,7 @@ def synthesize(
     Seconds per hundred patients at the default size. Nothing in it is clinical evidence.
     """
     with door(output), interruptible():
-        log.configure(log_level)
+        log.configure(log_level, console=human())
         from fedglioma_server.run_synthesis import write_cohort
 
         human().print(f"[bold yellow]{SYNTHETIC_BANNER}[/]")
@@ -225,7 +225,7 @@ def survival(
 ) -> None:
     """Kaplan-Meier, log-rank and Cox by marker, for lower-grade, glioblastoma and mixed groups."""
     with door(output):
-        log.configure(log_level)
+        log.configure(log_level, console=human())
         from fedglioma_server.run_survival import analyse_file
 
         data, text = analyse_file(
@@ -250,7 +250,7 @@ def evaluate(
 ) -> None:
     """Measure a saved model on a labelled cohort: metrics with intervals, per site and modality subset."""
     with door(output), interruptible():
-        log.configure(log_level)
+        log.configure(log_level, console=human())
         from fedglioma_server.run_evaluation import evaluate_model
 
         data, text = evaluate_model(
@@ -267,7 +267,7 @@ def report(
 ) -> None:
     """Write report.html of a run folder again, from what the run saved."""
     with door(output):
-        log.configure(log_level)
+        log.configure(log_level, console=human())
         from fedglioma_server.report import write_report
 
         if not run.is_dir():

@@ -187,7 +187,8 @@ def read_rounds(path: Path) -> list[RoundRecord]:
     if not path.exists():
         return []
     rounds = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Bytes: a line end of Unicode in a site's words, which JSON leaves as it is, must not end the line.
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             rounds.append(RoundRecord.model_validate_json(line))
         except ValidationError as error:

@@ -29,8 +29,14 @@ from fedglioma_server.runfolder import RunFolder
 RUNS = Path("runs")
 FIELD_OF_VIEW_MM = 176.0
 COARSEST_MM = 8.0
-SYNTHETIC_DEFAULTS: dict[str, Any] = {"width": 2, "rounds": 10, "batch_size": 8, "lr": 1e-3}
-"""At test size the paper's width and learning rate would be slow and slow to learn."""
+SYNTHETIC_DEFAULTS: dict[str, Any] = {
+    "width": 4,
+    "rounds": 10,
+    "local_epochs": 3,
+    "batch_size": 8,
+    "lr": 3e-3,
+}
+"""At test size the paper's width would be slow, and its learning rate slow to learn (docs/learning.md)."""
 LONGEST_NAME = 100
 
 Result = tuple[dict[str, Any], str]

@@ -13,6 +13,8 @@ from flwr.cli.build import build_fab_from_disk
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
+pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # Flower's own
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("fedglioma", "server", "client", "site_config", "docs", "deploy")
 

@@ -1,13 +1,11 @@
-"""The server's commands as a researcher types them: what they print, what they write, what they leave alone."""
+"""The server's commands as a researcher types them: what they print, write, and leave alone."""
 
 import csv
 import json
-import os
 import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,8 @@ from fedglioma_server.records import RunRecord, read_json, read_rounds
 from fedglioma_server.release import load_model
 from tests.cli_fixture import SCRIPT, SYNTHETIC, TINY, call, data_of, reason_of, write_cohorts
 
+Finished = tuple[Path, Result, list[object]]
+
 COMMANDS = ("simulate", "synthesize", "survival", "evaluate", "report")
 
 
@@ -34,7 +34,7 @@ def site_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Result, list[object]]]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """The folder of a finished run, how its command ended, and where it tried to connect to."""
     folder = tmp_path_factory.mktemp("runs") / "first"
     called: list[object] = []
@@ -45,7 +45,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, R
 
     with patch.object(socket.socket, "connect", refuse), patch.object(socket.socket, "connect_ex", refuse):
         result = call("simulate", *SYNTHETIC, *TINY, "--out", folder, "--format", "json")
-    yield folder, result, called
+    return folder, result, called
 
 
 def dry(*words: str | Path, environment: dict[str, str] | None = None) -> dict[str, Any]:
@@ -53,6 +53,10 @@ def dry(*words: str | Path, environment: dict[str, str] | None = None) -> dict[s
     result = call("simulate", "--dry-run", "--format", "json", *words, environment=environment)
     assert result.exit_code == 0, result.stderr
     return data_of(result)
+
+
+def printed_by(*words: str) -> str:
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout  # noqa: S603 - our own words
 
 
 def files_in(folder: Path) -> set[str]:
@@ -84,14 +88,12 @@ def test_without_arguments_it_helps_and_fails() -> None:
 
 
 def test_command_line_answers_before_it_imports_anything_heavy() -> None:
-    code = "import sys, fedglioma_server.cli; print(*{'torch', 'flwr', 'pandas', 'matplotlib'} & set(sys.modules))"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ended.stdout.split() == []
+    code = "import sys, fedglioma_server.cli; print(*sys.modules)"
+    assert not {"torch", "flwr", "pandas", "matplotlib"} & set(printed_by(sys.executable, "-c", code).split())
 
 
 def test_installed_script_is_the_same_command_line() -> None:
-    ended = subprocess.run([SCRIPT, "--version"], capture_output=True, text=True, check=True)
-    assert ended.stdout == f"fedglioma {version('fedglioma')}\n"
+    assert printed_by(str(SCRIPT), "--version") == f"fedglioma {version('fedglioma')}\n"
 
 
 def test_dry_run_outlines_the_run_and_leaves_nothing_behind(
@@ -126,7 +128,7 @@ def test_dry_run_in_words_says_what_the_json_says(site_config: Path) -> None:
 
 
 def test_result_is_one_json_envelope_and_everything_human_goes_to_stderr(
-    finished: tuple[Path, Result, list[object]],
+    finished: Finished,
 ) -> None:
     folder, result, _ = finished
     assert result.exit_code == 0, result.stderr
@@ -144,7 +146,7 @@ def record_of(folder: Path) -> RunRecord:
     return read_json(folder / "run.json", RunRecord)
 
 
-def test_run_folder_holds_what_the_contract_names(finished: tuple[Path, Result, list[object]]) -> None:
+def test_run_folder_holds_what_the_contract_names(finished: Finished) -> None:
     folder, result, _ = finished
     files = {name for name in files_in(folder) if not name.startswith("cohort/")}
     assert files >= {
@@ -173,7 +175,9 @@ def test_run_folder_holds_what_the_contract_names(finished: tuple[Path, Result, 
     assert [line.round for line in read_rounds(folder / "rounds.jsonl")] == [0, 1]
 
 
-def test_released_model_is_the_checkpoint_that_was_chosen(finished: tuple[Path, Result, list[object]]) -> None:
+def test_released_model_is_the_checkpoint_that_was_chosen(
+    finished: Finished,
+) -> None:
     folder, _, _ = finished
     released = load_file(folder / "model" / "model.safetensors")
     chosen = load_file(folder / "checkpoints" / "round-0001.safetensors")
@@ -183,34 +187,33 @@ def test_released_model_is_the_checkpoint_that_was_chosen(finished: tuple[Path, 
 
 
 def test_only_the_work_folder_names_patients_and_only_its_owner_reads_it(
-    finished: tuple[Path, Result, list[object]],
+    finished: Finished,
 ) -> None:
     folder, result, _ = finished
     (table,) = folder.glob("cohort/*/participants.tsv")
     with table.open(encoding="utf-8") as file:
         patients = [row["participant_id"] for row in csv.DictReader(file, delimiter="\t")]
     assert len(patients) == 18
-    told = [result.output]
-    for path in folder.rglob("*"):
-        if path.is_file() and path.relative_to(folder).parts[0] not in ("cohort", "work"):
-            told.append(path.read_bytes().decode("utf-8", errors="replace"))
-    assert not [name for name in patients for text in told if name in text]
-    assert not [text for text in told[1:] if str(folder.parent) in text]
+    public = [
+        path.read_bytes().decode("utf-8", errors="replace")
+        for path in folder.rglob("*")
+        if path.is_file() and path.relative_to(folder).parts[0] not in ("cohort", "work")
+    ]
+    assert not [name for name in patients for text in (result.output, *public) if name in text]
+    assert not [text for text in public if str(folder.parent) in text]
     work = folder / "work"
     assert patients[0] in (work / "plan.json").read_text(encoding="utf-8")
     assert stat.S_IMODE(work.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in work.iterdir()} == {0o600}
 
 
-def test_nothing_connects_to_anywhere_during_a_run(finished: tuple[Path, Result, list[object]]) -> None:
+def test_nothing_connects_to_anywhere_during_a_run(finished: Finished) -> None:
     _, result, called = finished
     assert result.exit_code == 0
     assert called == []
 
 
-def test_complete_run_is_not_run_again(
-    finished: tuple[Path, Result, list[object]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_complete_run_is_not_run_again(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, first, _ = finished
     before = {name: (folder / name).stat().st_mtime_ns for name in files_in(folder)}
     monkeypatch.setattr("fedglioma_server.simulate.run_inline", None)
@@ -230,7 +233,7 @@ def test_complete_run_is_not_run_again(
     [
         (("--rounds", "2"), "rounds 1, 2 is asked for"),
         (("--width", "2"), "width 1, 2 is asked for"),
-        (("--lr", "0.5"), "lr 0.001, 0.5 is asked for"),
+        (("--lr", "0.5"), "lr 0.003, 0.5 is asked for"),
         (("--no-flips",), "flips True, False is asked for"),
         (("--seed", "7"), "seed 1234, 7 is asked for"),
         (("--sites", "2"), "sites henan, ningxia, zhengzhou, ningxia, zhengzhou are asked for"),
@@ -240,7 +243,7 @@ def test_complete_run_is_not_run_again(
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
 def test_folder_of_another_run_is_refused_and_the_difference_named(
-    finished: tuple[Path, Result, list[object]], changed: tuple[str, ...], said: str
+    finished: Finished, changed: tuple[str, ...], said: str
 ) -> None:
     folder, _, _ = finished
     before = (folder / "run.json").read_bytes()
@@ -269,7 +272,7 @@ def test_settings_come_from_the_command_line_then_environment_then_file_then_def
 def test_synthetic_patients_bring_settings_of_their_size(tmp_path: Path) -> None:
     found = dry("--synthetic", "12", "--synthetic-size", "32", environment={"FEDGLIOMA_ROUNDS": "8"})
     assert (found["settings"]["spacing_mm"], found["settings"]["crop"]) == (5.5, 32)
-    assert (found["settings"]["width"], found["settings"]["rounds"]) == (2, 8)
+    assert (found["settings"]["width"], found["settings"]["rounds"]) == (4, 8)
 
 
 def test_smallest_synthetic_patients_are_prepared_as_coarsely_as_is_allowed() -> None:
@@ -285,7 +288,9 @@ def test_sites_as_a_number_divide_the_patients_evenly(site_config: Path) -> None
 
 
 def test_sites_as_names_choose_from_the_site_column(site_config: Path) -> None:
-    both = [word for site in ("henan", "ningxia") for word in ("--cohort", site_config.parent / "data" / site)]
+    both = [
+        word for site in ("henan", "ningxia") for word in ("--cohort", site_config.parent / "data" / site)
+    ]
     assert list(dry(*both, *TINY)["sites"]) == ["henan", "ningxia"]
     chosen = dry(*both, "--sites", "ningxia", *TINY)
     assert list(chosen["sites"]) == ["ningxia"]
@@ -296,7 +301,7 @@ def test_sites_as_settings_files_bring_their_own_data(site_config: Path) -> None
     everyone = dry("--sites", site_config, *TINY)
     assert list(everyone["sites"]) == ["henan", "ningxia"]
     listed = f"{site_config / 'ningxia.yaml'},{site_config / 'henan.yaml'}"
-    assert {name: split for name, split in dry("--sites", listed, *TINY)["sites"].items()} == everyone["sites"]
+    assert dry("--sites", listed, *TINY)["sites"] == everyone["sites"]
 
 
 def test_held_out_patients_are_the_same_however_they_are_divided(site_config: Path) -> None:
@@ -317,7 +322,7 @@ def test_run_without_held_out_patients_says_that_nothing_was_measured(tmp_path: 
 
 
 def test_evaluate_measures_a_released_model_on_another_cohort(
-    finished: tuple[Path, Result, list[object]], site_config: Path, tmp_path: Path
+    finished: Finished, site_config: Path, tmp_path: Path
 ) -> None:
     model, cohort = finished[0] / "model", site_config.parent / "data" / "henan"
     words = ("--cohort", cohort, "--out", tmp_path / "out", "--bootstrap", "100", "--workers", "1")
@@ -338,9 +343,7 @@ def test_evaluate_measures_a_released_model_on_another_cohort(
     assert "research use only" in text
 
 
-def test_report_is_written_again_from_what_the_run_saved(
-    finished: tuple[Path, Result, list[object]], tmp_path: Path
-) -> None:
+def test_report_is_written_again_from_what_the_run_saved(finished: Finished, tmp_path: Path) -> None:
     folder, _, _ = finished
     page = folder / "report.html"
     before = page.read_bytes()
@@ -380,6 +383,6 @@ def test_run_gets_a_folder_of_its_own_where_none_is_named(
         result = call("simulate", *SYNTHETIC, *TINY, "--format", "json")
         assert result.exit_code == 0, result.stderr
         names.add(data_of(result)["folder"])
-    assert {os.path.dirname(name) for name in names} == {"runs"}
+    assert {Path(name).parent for name in names} == {Path("runs")}
     assert len(names) == 2
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}

@@ -82,7 +82,10 @@ def test_command_that_does_not_exist_ends_with_2() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--rounds", "0"], r"settings: rounds: 0 is not allowed \(input should be greater than or equal to 1\)"),
+        (
+            ["--rounds", "0"],
+            r"settings: rounds: 0 is not allowed \(input should be greater than or equal to 1\)",
+        ),
         (["--local-epochs", "-3"], "local_epochs: -3 is not allowed"),
         (["--lr", "-1"], "lr: -1.0 is not allowed"),
         (["--lr", "0"], "lr: 0.0 is not allowed"),
@@ -350,7 +353,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, name: str) -> Iterator[None]:
     flush = os.fsync
 
     def fsync(descriptor: int) -> None:
-        if name in os.readlink(f"/proc/self/fd/{descriptor}"):
+        if name in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
             raise OSError(errno.ENOSPC, DISK_FULL)
         flush(descriptor)
 
@@ -360,7 +363,9 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, name: str) -> Iterator[None]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="tells files by /proc")
-@pytest.mark.parametrize("name", ["/cache/", "run.json", "plan.json", "round-0001", "rounds.jsonl", "config.json"])
+@pytest.mark.parametrize(
+    "name", ["/cache/", "run.json", "plan.json", "round-0001", "rounds.jsonl", "config.json"]
+)
 @pytest.mark.usefixtures("quick")
 def test_full_disk_ends_the_run_in_words_with_nothing_half_written_and_it_continues(
     name: str, cohorts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path
@@ -378,7 +383,15 @@ def test_full_disk_ends_the_run_in_words_with_nothing_half_written_and_it_contin
 
 @pytest.mark.usefixtures("quick")
 def test_file_that_cannot_grow_leaves_no_half_of_it(cohorts: Path, tmp_path: Path, finished: Path) -> None:
-    words = ("simulate", "--sites", cohorts / "site_config", "--cache", cohorts / "cache", "--out", tmp_path / "run")
+    words = (
+        "simulate",
+        "--sites",
+        cohorts / "site_config",
+        "--cache",
+        cohorts / "cache",
+        "--out",
+        tmp_path / "run",
+    )
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
     try:
@@ -450,7 +463,10 @@ BROKEN_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "config not JSON": (lambda m: (m / "config.json").write_text("{"), "not a released model"),
     "config not text": (lambda m: (m / "config.json").write_bytes(b"\xff\xfe\x00"), "not a released model"),
     "settings a list": (lambda m: _config(lambda c: c.update(settings=[1]), m), "not a released model"),
-    "setting unknown": (lambda m: _config(lambda c: c["settings"].update(depth=3), m), "depth: unknown setting"),
+    "setting unknown": (
+        lambda m: _config(lambda c: c["settings"].update(depth=3), m),
+        "depth: unknown setting",
+    ),
     "setting out of bounds": (lambda m: _config(lambda c: c["settings"].update(width=0), m), "width: 0"),
     "another width": (lambda m: _config(lambda c: c["settings"].update(width=2), m), "of another network"),
     "counts a number": (lambda m: _config(lambda c: c.update(class_counts=3), m), "not a released model"),
@@ -502,7 +518,9 @@ def test_evaluate_without_a_single_label_says_so(finished: Path, tmp_path: Path)
     write_cohort(tmp_path / "cohort")
     table = tmp_path / "cohort" / "participants.tsv"
     rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()]
-    lines = ["\t".join(row[:2] + (row[2:] if number == 0 else ["n/a"] * 9)) for number, row in enumerate(rows)]
+    lines = [
+        "\t".join(row[:2] + (row[2:] if number == 0 else ["n/a"] * 9)) for number, row in enumerate(rows)
+    ]
     table.write_text("\n".join(lines) + "\n", encoding="utf-8")
     result = call("evaluate", finished / "model", "--cohort", tmp_path / "cohort", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.stderr

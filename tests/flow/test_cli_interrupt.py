@@ -1,7 +1,6 @@
 """A run that is stopped, by whatever means, continues with the same command to the same weights."""
 
 import json
-import os
 import signal
 import subprocess
 import time
@@ -13,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from fedglioma_server.records import RunRecord, read_json, read_rounds
-from tests.cli_fixture import SCRIPT, TINY, call, write_cohorts
+from tests.cli_fixture import SCRIPT, TINY, call, plain_environment, write_cohorts
 
 pytestmark = pytest.mark.slow
 
@@ -45,9 +44,9 @@ def command(cohorts: Path, run: Path, *further: str) -> list[str]:
 @contextmanager
 def process_of(words: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Start the installed command in a session of its own, and leave nothing of it behind."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "NO_COLOR": "1"}
+    environment = plain_environment() | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     with log.open("wb") as out:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603 - our own words
             [SCRIPT, *words], stdout=out, stderr=out, env=environment, start_new_session=True
         )
     try:
@@ -93,7 +92,9 @@ def assert_continues_to_the_same_end(words: list[str], run: Path, undisturbed: P
     assert read_json(run / "run.json", RunRecord).status == "completed"
     rounds, expected = read_rounds(run / "rounds.jsonl"), read_rounds(undisturbed / "rounds.jsonl")
     assert rounds[: len(done)] == done
-    assert [(line.round, line.heldout) for line in rounds] == [(line.round, line.heldout) for line in expected]
+    assert [(line.round, line.heldout) for line in rounds] == [
+        (line.round, line.heldout) for line in expected
+    ]
     assert final_weights(run) == final_weights(undisturbed)
     for name in ("evaluation/predictions.csv", "evaluation/metrics.json", "survival/results.json"):
         assert (run / name).read_bytes() == (undisturbed / name).read_bytes()

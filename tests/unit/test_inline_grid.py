@@ -168,7 +168,12 @@ def test_tap_sees_both_ways_and_the_counter_each_reply() -> None:
     replied: list[None] = []
     grid = grid_of(echo(), tap=seen.append, replied=lambda: replied.append(None))
     list(grid.send_and_receive(messages_to(grid, [3, 1])))
-    assert [(m.metadata.src_node_id, m.metadata.dst_node_id) for m in seen] == [(1, 3), (3, 1), (1, 1), (1, 1)]
+    assert [(m.metadata.src_node_id, m.metadata.dst_node_id) for m in seen] == [
+        (1, 3),
+        (3, 1),
+        (1, 1),
+        (1, 1),
+    ]
     assert len(replied) == 2
 
 

@@ -1,0 +1,15 @@
+"""Measured figures in the docs: a benchmark replaces what stands between its two marks."""
+
+from pathlib import Path
+
+from fedglioma_server.records import write_text
+
+
+def fill(page: Path, what: str, text: str) -> None:
+    """Replace what stands between ``<!-- WHAT: begin -->`` and ``<!-- WHAT: end -->`` in a page."""
+    begin, end = f"<!-- {what}: begin -->", f"<!-- {what}: end -->"
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise SystemExit(f"{page}: has no place for the figures, the lines {begin} and {end}")
+    write_text(page, f"{before}{begin}\n{text.rstrip()}\n{end}{after}")
