@@ -32,7 +32,9 @@ def write_safetensors(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with temporary.open("wb") as file:
-            file.write(save({name: np.asarray(value, order="C") for name, value in tensors.items()}, metadata))
+            file.write(
+                save({name: np.asarray(value, order="C") for name, value in tensors.items()}, metadata)
+            )
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

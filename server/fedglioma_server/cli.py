@@ -78,6 +78,14 @@ def simulate(
     synthetic_size: Annotated[
         int, typer.Option(help="edge of the synthetic volumes in voxels (of 176 mm)", min=16, max=176)
     ] = 24,
+    synthetic_overlap: Annotated[
+        float,
+        typer.Option(
+            help="1: imaging signs as rare as in the literature; 0: every genotype shows its signs",
+            min=0,
+            max=1,
+        ),
+    ] = 0.5,
     sites: Annotated[
         str | None,
         typer.Option(
@@ -128,6 +136,7 @@ def simulate(
             cohorts=tuple(cohort),
             synthetic=synthetic,
             synthetic_size=synthetic_size,
+            synthetic_overlap=synthetic_overlap,
             sites=sites,
             engine=engine,
             out=out,

@@ -51,6 +51,7 @@ class Request:
     cohorts: tuple[Path, ...]
     synthetic: int | None
     synthetic_size: int
+    synthetic_overlap: float
     sites: str | None
     engine: str
     out: Path | None
@@ -148,7 +149,8 @@ def _gather(request: Request, folder: RunFolder) -> Gathering:
     sites = "-".join(names)
     if len(sites) > LONGEST_NAME:
         sites = hashlib.sha256(sites.encode()).hexdigest()[:16]
-    cohort = folder.path / "cohort" / f"{request.synthetic}-{request.synthetic_size}-{seed}-{sites}"
+    recipe = f"{request.synthetic}-{request.synthetic_size}-{request.synthetic_overlap:g}-{seed}"
+    cohort = folder.path / "cohort" / f"{recipe}-{sites}"
     if not cohort.exists():
         with progress("synthesize", unit="patients") as shown:
             synthesize(
@@ -156,6 +158,7 @@ def _gather(request: Request, folder: RunFolder) -> Gathering:
                 patients=request.synthetic,
                 sites=names,
                 size=request.synthetic_size,
+                overlap=request.synthetic_overlap,
                 seed=seed,
                 progress=shown,
             )
