@@ -7,7 +7,7 @@ a field here cannot travel: no path, id, name, date or image has a field.
 from typing import Literal, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, NonNegativeFloat, ValidationError
 
 from fedglioma.case import Frozen, Gene
 from fedglioma.config.run import RunConfig
@@ -25,7 +25,9 @@ T = TypeVar("T", bound="Body")
 
 
 class Body(Frozen):
-    """What every message carries; a version that the receiver does not speak is refused."""
+    """What every message carries; a version that the receiver does not speak is refused, and so is NaN."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     protocol: Literal[1] = PROTOCOL
 
@@ -46,7 +48,9 @@ class StatisticsReply(Body):
     cases: int = Field(ge=0, description="rounded up to a multiple of the small-cell limit")
     labels: dict[Gene, tuple[int | None, int | None, int | None]]
     modalities: dict[str, int | None]
-    weights: dict[str, float] = Field(description="aggregation weight per group, from the published counts")
+    weights: dict[str, NonNegativeFloat] = Field(
+        description="aggregation weight per group, from the published counts"
+    )
     small_cell_limit: int = Field(ge=1)
 
 
@@ -67,7 +71,7 @@ class TrainReply(Body):
     site: str
     round: int
     layout: str
-    weights: dict[str, float]
+    weights: dict[str, NonNegativeFloat]
     steps: int
     loss: float | None
     loss_by_gene: dict[Gene, float | None]

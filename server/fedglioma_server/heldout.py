@@ -6,6 +6,7 @@ a better model.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ def measure(scores: Scores, learner: Learner) -> HeldOutRound:
     accuracy: dict[Gene, float | None] = {}
     for index, gene in enumerate(GENES):
         known = scores.labels[:, index] >= 0
-        losses[gene] = float(per_gene[known, index].mean()) if bool(known.any()) else None
+        loss = float(per_gene[known, index].mean()) if bool(known.any()) else math.nan
+        losses[gene] = loss if math.isfinite(loss) else None
         measured = gene_metrics(
             scores.labels[known, index].numpy(),
             scores.probabilities[known, index].numpy().astype(np.float64),

@@ -1,5 +1,8 @@
 """The run folder: where everything of a run lies, and who may write it."""
 
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -95,6 +98,25 @@ class RunFolder:
         """Remove what a writer that was killed left behind."""
         for part in self.path.rglob(PART):
             part.unlink(missing_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of this run's folder until the block ends, or this process does.
+
+        Raises
+        ------
+        ConfigError
+            Another process is running here.
+        """
+        self.work.mkdir(parents=True, exist_ok=True)
+        with (self.work / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"{self.path}: another process is running here; wait for it, or name another --out"
+                ) from None
+            yield
 
 
 def now() -> str:

@@ -239,6 +239,11 @@ def run(simulation: Simulation, prepared: Prepared, progress: Progress = silent)
 
     ``progress`` counts sites' replies with the inline engine and rounds with Ray.
     """
+    with simulation.folder.locked():
+        return _run(simulation, prepared, progress)
+
+
+def _run(simulation: Simulation, prepared: Prepared, progress: Progress) -> RunRecord:
     folder = simulation.folder
     plan = write_plan(simulation, prepared)
     if folder.read().status == "completed":

@@ -20,7 +20,7 @@ def test_prepare_of_a_bad_cohort_ends_in_a_report_or_an_exit_code(
 ) -> None:
     if not bad.holds_for_root and os.geteuid() == 0:
         pytest.skip("root may read what permissions forbid")
-    monkeypatch.setattr("fedglioma.log.configure", lambda level: None)
+    monkeypatch.setattr("fedglioma.log.configure", lambda *_args, **_options: None)
     write_cohort(tmp_path / "cohort")
     bad.breaks(tmp_path / "cohort")
     layout = f"layout: {bad.layout}\n" if bad.layout else ""

@@ -33,7 +33,7 @@ def hospital(tmp_path: Path) -> Path:
 @pytest.fixture
 def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Call the command line as site north."""
-    monkeypatch.setattr("fedglioma.log.configure", lambda level: None)
+    monkeypatch.setattr("fedglioma.log.configure", lambda *_args, **_options: None)
     monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "0")
     monkeypatch.setenv("FLWR_DISABLE_UPDATE_CHECK", "1")
     monkeypatch.setenv("FEDGLIOMA_CONFIG_DIR", str(tmp_path / "site_config"))

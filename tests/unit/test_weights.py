@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from flwr.app import Array
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -112,3 +113,13 @@ def test_arrays_of_another_network_are_refused(group, change):
         arrays[group] = arrays[group][None]
     with pytest.raises(ProtocolError, match=group):
         layout.named(arrays)
+
+
+@pytest.mark.parametrize(
+    "header", [b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4',", b"\x93NUMPY" + b"\xff" * 64, b""]
+)
+def test_hostile_array_is_refused_as_undecodable(header):
+    record = to_record({name: np.zeros(3, np.float32) for name in GROUPS})
+    record["idh"] = Array("float32", (3,), "numpy.ndarray", header)
+    with pytest.raises(ProtocolError, match="group idh cannot be decoded"):
+        from_record(record)

@@ -8,6 +8,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from fedglioma.case import GENES, Gene
 from fedglioma.config.run import RunConfig
@@ -33,6 +34,7 @@ names = st.text(max_size=40)
 counts = st.integers(0, 10**9)
 cells = st.none() | counts
 numbers = st.floats(allow_nan=False, allow_infinity=False)
+positive = st.floats(min_value=0, allow_nan=False, allow_infinity=False)
 positive = st.floats(0, 1e12)
 
 
@@ -52,7 +54,7 @@ bodies = st.one_of(
         cases=counts,
         labels=by_gene(st.tuples(cells, cells, cells)),
         modalities=st.dictionaries(names, cells, max_size=3),
-        weights=st.dictionaries(names, numbers, max_size=3),
+        weights=st.dictionaries(names, positive, max_size=3),
         small_cell_limit=st.integers(1, 100),
     ),
     st.builds(
@@ -68,7 +70,7 @@ bodies = st.one_of(
         site=names,
         round=counts,
         layout=names,
-        weights=st.dictionaries(names, numbers, max_size=3),
+        weights=st.dictionaries(names, positive, max_size=3),
         steps=counts,
         loss=st.none() | numbers,
         loss_by_gene=by_gene(st.none() | numbers),
@@ -255,3 +257,38 @@ def test_what_a_site_can_say_is_this_and_no_more() -> None:
         ),
     }
     assert set(Refusal.model_fields) == {"protocol", "kind", "site", "error", "exit_code", "reason"}
+
+
+def test_reply_with_a_number_that_is_none_is_refused() -> None:
+    with pytest.raises(ValidationError, match="finite"):
+        Refusal.model_validate({"site": "a", "error": "b", "exit_code": float("nan"), "reason": ""})
+    with pytest.raises(ValidationError, match="seconds"):
+        TrainReply.model_validate(
+            {
+                "site": "a",
+                "round": 1,
+                "layout": "",
+                "weights": {},
+                "steps": 1,
+                "loss": None,
+                "loss_by_gene": {},
+                "seconds": {"train": float("nan")},
+            }
+        )
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("inf"), float("nan")])
+def test_impossible_aggregation_weight_is_refused_at_the_door(weight: float) -> None:
+    with pytest.raises(ValidationError, match="weights"):
+        StatisticsReply.model_validate(
+            {
+                "site": "a",
+                "version": "0",
+                "layout": "",
+                "cases": 1,
+                "labels": {},
+                "modalities": {},
+                "weights": {"trunk": weight},
+                "small_cell_limit": 5,
+            }
+        )
