@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedglioma.case import GENES, Gene
+from fedglioma.case import GENES, UNKNOWN, Gene
 from fedglioma.config.run import RunConfig
 from fedglioma.counts import count_cases
 from fedglioma.data.augment import Augmentation
@@ -108,8 +108,15 @@ def train_round(request: TrainRequest, weights: FlatArrays, site: Site) -> tuple
         layout=request.layout,
         weights=published.weights,
         steps=summary.steps,
-        loss=_coarse(summary.loss),
-        loss_by_gene={gene: _coarse(value) for gene, value in summary.loss_by_gene().items()},
+        loss=publishable_loss(summary.loss, len(labelled), config.small_cell_limit),
+        loss_by_gene={
+            gene: publishable_loss(
+                value,
+                sum(item.case.genotype.label(gene) != UNKNOWN for item in labelled),
+                config.small_cell_limit,
+            )
+            for gene, value in summary.loss_by_gene().items()
+        },
         seconds={phase: round(value, 4) for phase, value in seconds.items()},
     )
     return reply, arrays
@@ -163,6 +170,9 @@ def local_counts(site: Site) -> dict[Gene, tuple[float, float]]:
     }
 
 
-def _coarse(value: float | None) -> float | None:
-    """Return a loss to four significant digits: enough for a curve, little about one case."""
-    return None if value is None else float(f"{value:.4g}")
+def publishable_loss(value: float | None, cases: int, limit: int) -> float | None:
+    """Return a mean loss to four significant digits, or nothing where it is of fewer cases than the limit.
+
+    The mean over a single case would be that case's own loss, which a membership attack asks for.
+    """
+    return None if value is None or cases < limit else float(f"{value:.4g}")

@@ -11,7 +11,8 @@ LEAVES = [
     "counts of cases, labels and modality subsets; cells below the small-cell limit are suppressed, "
     "totals are rounded up to a multiple of it",
     "the trained weights of each round, as 32-bit numbers, neither noised nor masked",
-    "per round: mean training loss in total and per gene to four digits, number of steps, seconds by phase",
+    "per round: mean training loss in total and per gene to four digits, where at least the small-cell limit "
+    "of cases stands behind it; number of steps, seconds by phase",
 ]
 STAYS = [
     "images, masks and everything in a file's header",

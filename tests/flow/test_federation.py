@@ -322,7 +322,11 @@ def test_no_message_names_a_patient_a_path_or_carries_an_image(tmp_path):
 
 
 def test_published_counts_respect_the_small_cell_limit(tmp_path):
-    record = run(make_plan(tmp_path, limit=5)).read()
+    folder = run(make_plan(tmp_path, limit=5))
+    record = folder.read()
+    for line in folder.rounds()[1].sites.values():
+        assert line.loss is None
+        assert set(line.loss_by_gene.values()) == {None}
     for site in record.sites.values():
         assert site.cases == 5
         for cells in site.labels.values():

@@ -17,6 +17,7 @@ from fedglioma.console import INTERRUPTED
 from fedglioma_client.cli import app as client_cli
 from fedglioma_server.cli import app as server_cli
 from fedglioma_server.records import HeldOutRound, RoundRecord, RunRecord, SiteData, SiteRound
+from fedglioma_server.run_simulation import SYNTHETIC_DEFAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -269,6 +270,20 @@ def test_every_setting_is_explained_with_its_default() -> None:
             assert float(told) == pytest.approx(default), name
         else:
             assert told == default, name
+
+
+@pytest.mark.parametrize("page", ["ml-engineer.md", "researcher.md"])
+def test_settings_of_test_size_are_told_as_they_are(page: str) -> None:
+    told = ", ".join(f"`{name}` {value:g}" for name, value in SYNTHETIC_DEFAULTS.items())
+    assert told in (DOCS / page).read_text()
+
+
+def test_demo_is_described_as_the_makefile_runs_it() -> None:
+    command = re.search(r"simulate --synthetic (\d+)", (ROOT / "Makefile").read_text())
+    assert command
+    readme = (ROOT / "README.md").read_text()
+    assert f"on {command[1]} made-up patients" in readme
+    assert f"`fedglioma-server simulate --synthetic {command[1]}`" in readme
 
 
 @pytest.mark.parametrize("record", [RunRecord, RoundRecord, SiteRound, HeldOutRound, SiteData])
