@@ -1,8 +1,8 @@
 """Counts that may leave a site: small cells are suppressed, totals are coarse.
 
-A cell of 1 to ``limit - 1`` cases is published as None; zero and larger cells as they are. A total is
-rounded up to a multiple of the limit and never published beside the exact cells that add up to it, so
-that a suppressed cell cannot be had by subtraction. A limit of 1 suppresses nothing.
+A cell of 1 to ``limit - 1`` cases is published as None, larger ones rounded to the nearest multiple of the
+limit, zero as zero; a total is rounded up. Exact cells would add up to the exact number of cases, and a
+suppressed cell of another table would follow by subtraction. A limit of 1 changes nothing.
 """
 
 from collections import Counter
@@ -25,8 +25,8 @@ class SiteCounts(Frozen):
 
 
 def suppress(cell: int, limit: int) -> int | None:
-    """Return the count, or None where it is small but not zero."""
-    return None if 0 < cell < limit else cell
+    """Return the count to the nearest multiple of the limit, or None where it is small but not zero."""
+    return None if 0 < cell < limit else (2 * cell + limit) // (2 * limit) * limit
 
 
 def round_up(total: int, limit: int) -> int:

@@ -1,6 +1,7 @@
 """The run folder: where everything of a run lies, and who may write it."""
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -109,14 +110,17 @@ class RunFolder:
             Another process is running here.
         """
         self.work.mkdir(parents=True, exist_ok=True)
-        with (self.work / "lock").open("w") as file:
+        handle = os.open(self.work, os.O_RDONLY)
+        try:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ConfigError(
                     f"{self.path}: another process is running here; wait for it, or name another --out"
                 ) from None
             yield
+        finally:
+            os.close(handle)
 
 
 def now() -> str:
