@@ -28,7 +28,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed pyproject.toml
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/fedglioma-server simulate --synthetic 150 --synthetic-overlap 0.25 --out $(DEMO)
+	$(BIN)/fedglioma-server simulate --synthetic 150 --synthetic-overlap 0.25 \
+		--preset reference --lr 0.002 --rounds 8 --out $(DEMO)
 
 test: $(VENV)/.installed-dev
 	$(if $(REAL_DATA),FEDGLIOMA_REAL_DATA='$(REAL_DATA)') $(BIN)/python -m pytest -m 'not gpu'

@@ -21,7 +21,8 @@ ORDER_STREAM = 2
 def train_batches(dataset: CaseDataset, *, batch_size: int, seed: int, epoch: int) -> Iterator[Sample]:
     """Return one epoch of training: every case once, in this epoch's order, randomly cropped.
 
-    The last batch is smaller where the cases do not fill it.
+    The last batch is smaller where the cases do not fill it; a single case left over joins the batch before
+    it, because batch normalisation has no statistics of one case.
 
     Raises
     ------
@@ -33,7 +34,10 @@ def train_batches(dataset: CaseDataset, *, batch_size: int, seed: int, epoch: in
     if seed < 0 or epoch < 0:
         raise ConfigError(f"seed {seed}, epoch {epoch}: numbers of at least 0 are needed")
     order = np.random.default_rng([ORDER_STREAM, seed, epoch]).permutation(len(dataset)).tolist()
-    return _batches(order, batch_size, lambda index: dataset.training_sample(index, epoch))
+    parts = _divide(order, batch_size)
+    if len(parts) > 1 and len(parts[-1]) == 1 and batch_size > 1:
+        parts[-2:] = [[*parts[-2], *parts[-1]]]
+    return _batches(parts, lambda index: dataset.training_sample(index, epoch))
 
 
 def eval_batches(dataset: CaseDataset, *, batch_size: int) -> Iterator[Sample]:
@@ -46,14 +50,16 @@ def eval_batches(dataset: CaseDataset, *, batch_size: int) -> Iterator[Sample]:
     DataError
         A prepared volume is gone or damaged; raised when its batch is due.
     """
-    return _batches(range(len(dataset)), batch_size, dataset.__getitem__)
+    return _batches(_divide(range(len(dataset)), batch_size), dataset.__getitem__)
 
 
-def _batches(order: Sequence[int], size: int, sample: Callable[[int], Sample]) -> Iterator[Sample]:
+def _divide(order: Sequence[int], size: int) -> list[Sequence[int]]:
     if size < 1:
         raise ConfigError(f"batch size: {size}: at least 1 case is needed")
-    parts = [order[start : start + size] for start in range(0, len(order), size)]
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
+
+def _batches(parts: Sequence[Sequence[int]], sample: Callable[[int], Sample]) -> Iterator[Sample]:
     def read(indices: Sequence[int]) -> Sample:
         return stack([sample(index) for index in indices])
 

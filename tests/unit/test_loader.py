@@ -56,7 +56,7 @@ def test_evaluation_keeps_the_order_and_the_smaller_last_batch(seven_cases: Case
 
 def test_an_epoch_of_training_sees_every_case_once(seven_cases: CaseDataset) -> None:
     batches = numbers(train_batches(seven_cases, batch_size=2, seed=1, epoch=0))
-    assert [len(batch) for batch in batches] == [2, 2, 2, 1]
+    assert [len(batch) for batch in batches] == [2, 2, 3]
     assert sorted(number for batch in batches for number in batch) == list(range(7))
 
 
@@ -124,3 +124,10 @@ def test_impossible_settings_are_refused_at_the_call(seven_cases: CaseDataset) -
         eval_batches(seven_cases, batch_size=0)
     with pytest.raises(ConfigError, match="epoch -1"):
         train_batches(seven_cases, batch_size=1, seed=0, epoch=-1)
+
+
+def test_single_case_left_over_joins_the_batch_before_it(seven_cases: CaseDataset) -> None:
+    sizes = [len(batch.genotype) for batch in train_batches(seven_cases, batch_size=3, seed=0, epoch=0)]
+    assert sizes == [3, 4]
+    alone = [len(batch.genotype) for batch in train_batches(seven_cases, batch_size=1, seed=0, epoch=0)]
+    assert alone == [1] * 7
