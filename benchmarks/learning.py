@@ -1,6 +1,6 @@
 """Does federation learn? Federated against each hospital alone, on synthetic patients.
 
-    python benchmarks/learning.py [--patients 300] [--rounds 10] [--seeds 1 2 3] [--out docs/learning.md]
+    python benchmarks/learning.py [--patients 300] [--rounds 6] [--seeds 1 2] [--out docs/learning.md]
 
 One synthetic cohort over three hospitals, each with its scanners, missing sequences and case mix. For each
 seed (of weights, split and batches) the shared model is trained over all three, and a local-only model on
@@ -126,14 +126,14 @@ def main() -> None:
     )
     parser.add_argument("--patients", type=int, default=300)
     parser.add_argument("--size", type=int, default=24, help="edge of the volumes in voxels, of 176 mm")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--local-epochs", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--local-epochs", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--preset", default="reference")
     parser.add_argument("--width", type=int, default=4)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--overlap", type=float, default=0.25)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument(
         "--federated-only", action="store_true", help="leave the local models out, for trying settings"
     )
