@@ -14,18 +14,19 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .PHONY: demo test check lint types clean
 
 $(VENV)/.made:
-	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else "fedglioma needs Python 3.11 to 3.13, this is %d.%d: make PYTHON=python3.12" % v)'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
-	touch $@
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else "fedglioma needs Python 3.11 to 3.13, this is %d.%d: make PYTHON=python3.12" % v)'
+	@echo 'making $(VENV) and installing: one to some minutes, most of it PyTorch'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	@touch $@
 
 $(VENV)/.installed: $(VENV)/.made pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[simulation]'
-	touch $@
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[simulation]'
+	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[ray]' --group dev
-	touch $@
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[ray]' --group dev
+	@touch $@
 
 demo: $(VENV)/.installed
 	$(BIN)/fedglioma-server simulate --synthetic 150 --synthetic-overlap 0.25 \

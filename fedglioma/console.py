@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 INTERRUPTED = 130
 PLAIN_INTERVAL_S = 5.0
+WORTH_AN_ESTIMATE = 20
+"""The time left is guessed once a twentieth is done: the first steps also start processes."""
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) as work goes on."""
@@ -160,7 +162,7 @@ def _plain(title: str, unit: str, console: Console) -> Progress:
         if done != shown and (done == total or now - last >= PLAIN_INTERVAL_S):
             last, shown = now, done
             line = f"{title}: {done}/{total} {unit}".rstrip()
-            if 0 < done < total:
+            if done < total <= WORTH_AN_ESTIMATE * done:
                 left = (now - began) / done * (total - done)
                 line += f", about {_duration(left)} left"
             console.print(line, markup=False, soft_wrap=True)

@@ -93,6 +93,10 @@ def load_model(folder: Path) -> tuple[Learner, RunConfig]:
         channels, genes = config["channels"], config["genes"]
         recorded = config["layout"], config["digest"]
         learner = build_learner(settings, counts)
+    except FileNotFoundError:
+        inside = folder / "model"
+        hint = f"; did you mean {inside}?" if (inside / "config.json").is_file() else ""
+        raise ProtocolError(f"{folder}: not a released model, it has no config.json{hint}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise ProtocolError(f"{folder}: not a released model ({type(error).__name__}: {error})") from None
     if channels != [m.value for m in CHANNELS] or genes != [g.value for g in GENES]:

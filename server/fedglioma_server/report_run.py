@@ -27,6 +27,11 @@ def sites_table(run: RunRecord) -> Table:
             cells += [Cell(words.cell(n, limit)) for n in labels] if labels else [Cell(words.DASH)] * 3
         rows.append(Row(tuple(cells)))
     remark = "" if run.splits else "About: rounded up by the hospital. "
+    if any(data.small_cell_limit > 1 for data in run.sites.values()):
+        remark += (
+            "A hospital rounds its label counts to the nearest multiple of its limit, so they do not add "
+            "up to its cases; where a count is hidden, half the limit stands for it behind the loss. "
+        )
     if run.suppressed_cells:
         limits = sorted({data.small_cell_limit for data in run.sites.values() if data.small_cell_limit > 1})
         remark += (

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,11 @@ def run(request: Request) -> Result:
     _announce(simulation.gathering)
     with progress("prepare", unit="cases") as shown:
         prepared = simulate.prepare(simulation, shown)
+    if prepared.exclusions:
+        left_out = (
+            f"{len(prepared.exclusions)} more left out while preparing, {len(prepared.cases)} take part"
+        )
+        human().print(f"{left_out}; reasons in the report, patients in work/findings.csv", markup=False)
     with progress("train", unit="replies") as shown:
         record = simulate.run(simulation, prepared, shown)
     return _result(record, folder)
@@ -162,7 +167,8 @@ def _gather(request: Request, folder: RunFolder) -> Gathering:
                 seed=seed,
                 progress=shown,
             )
-    return gather([cohort], None, defaults)
+    made_up = gather([cohort], None, defaults)
+    return replace(made_up, cohorts=(f"{request.synthetic} made-up patients",))
 
 
 def _simulation(request: Request, folder: RunFolder, gathering: Gathering) -> simulate.Simulation:

@@ -331,9 +331,14 @@ _ENGINES: dict[Engine, Callable[[Simulation, SimulationPlan, Progress], None]] =
 
 
 def command_line() -> str:
-    """Return the command that was typed, with folder names shortened to their last part."""
+    """Return the command that was typed, without this machine's folders.
+
+    A path below the working folder stays as it is; of any other only the last part is kept.
+    """
     words = [Path(sys.argv[0]).name]
-    words += [Path(word).name if "/" in word else word for word in sys.argv[1:]]
+    for word in sys.argv[1:]:
+        elsewhere = Path(word).is_absolute() or ".." in Path(word).parts
+        words.append(Path(word).name if elsewhere else word)
     return shlex.join(words)
 
 
