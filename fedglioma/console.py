@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from enum import StrEnum
 from functools import lru_cache
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import click
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichBar
@@ -46,6 +47,18 @@ class OutputFormat(StrEnum):
 
     TEXT = "text"
     JSON = "json"
+
+
+Format = Annotated[OutputFormat, typer.Option("--format", help="text, or json: one envelope on stdout")]
+LogLevel = Annotated[
+    str,
+    typer.Option(
+        "--log-level",
+        envvar="FEDGLIOMA_LOG_LEVEL",
+        help="how much to tell on stderr",
+        click_type=click.Choice(["DEBUG", "INFO", "WARNING"], case_sensitive=False),
+    ),
+]
 
 
 @lru_cache(maxsize=1)

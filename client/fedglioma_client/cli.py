@@ -9,13 +9,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 from rich.console import Console
 
 from fedglioma import log
 from fedglioma.config.site import SITE_NAME
-from fedglioma.console import OutputFormat, door, emit, human, interruptible, prepare_environment, progress
+from fedglioma.console import (
+    Format,
+    LogLevel,
+    OutputFormat,
+    door,
+    emit,
+    human,
+    interruptible,
+    prepare_environment,
+    progress,
+)
 from fedglioma.errors import ConfigError, DataError, FedGliomaError
 
 app = typer.Typer(
@@ -28,16 +37,6 @@ app = typer.Typer(
     "[bold]fedglioma-client --site NAME prepare[/]. Neither sends anything anywhere.",
 )
 
-Format = Annotated[OutputFormat, typer.Option("--format", help="text, or json: one envelope on stdout")]
-LogLevel = Annotated[
-    str,
-    typer.Option(
-        "--log-level",
-        envvar="FEDGLIOMA_LOG_LEVEL",
-        help="how much to tell on stderr",
-        click_type=click.Choice(["DEBUG", "INFO", "WARNING"], case_sensitive=False),
-    ),
-]
 Spacing = Annotated[
     float,
     typer.Option(

@@ -8,12 +8,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from fedglioma import log
 from fedglioma.config.site import MOST_PROCESSES
-from fedglioma.console import OutputFormat, door, emit, human, interruptible, prepare_environment, progress
+from fedglioma.console import (
+    Format,
+    LogLevel,
+    OutputFormat,
+    door,
+    emit,
+    human,
+    interruptible,
+    prepare_environment,
+    progress,
+)
 from fedglioma.errors import ConfigError
 from fedglioma_server.options import with_run_settings
 
@@ -25,19 +34,9 @@ app = typer.Typer(
     help="The coordinating centre's side of a fedglioma federation. Research use only, not a medical device.",
 )
 
-Format = Annotated[OutputFormat, typer.Option("--format", help="text, or json: one envelope on stdout")]
 Cohorts = Annotated[
     list[Path],
     typer.Option("--cohort", help="folder with participants.tsv and images; may be repeated", metavar="DIR"),
-]
-LogLevel = Annotated[
-    str,
-    typer.Option(
-        "--log-level",
-        envvar="FEDGLIOMA_LOG_LEVEL",
-        help="how much to tell on stderr",
-        click_type=click.Choice(["DEBUG", "INFO", "WARNING"], case_sensitive=False),
-    ),
 ]
 Workers = Annotated[
     int,
