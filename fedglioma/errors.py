@@ -9,7 +9,8 @@
     │   └── ModalityMissing         a case lacks what was asked of it
     ├── PolicyError             5   the site's policy refuses
     ├── ProtocolError           1   a message or a checkpoint is not what was agreed
-    └── AggregationError        1   the sites' updates cannot be combined
+    ├── AggregationError        1   the sites' updates cannot be combined
+    └── IdentityError           7   a certificate or key does not prove who it should
 
 The number is the exit code of a command that ends with the error; ``docs/exit-codes.md`` has a
 paragraph for each. A message names the place, the value and the remedy, in one line.
@@ -58,3 +59,9 @@ class ProtocolError(FedGliomaError):
 
 class AggregationError(FedGliomaError):
     """The sites' updates cannot be combined into one model."""
+
+
+class IdentityError(FedGliomaError):
+    """A certificate, a key or a name does not prove what it should."""
+
+    exit_code = 7

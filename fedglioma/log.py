@@ -5,7 +5,17 @@ import logging
 from rich.console import Console
 from rich.logging import RichHandler
 
-NOISY = ("flwr", "matplotlib", "ray", "fontTools")
+NOISY = (
+    "flwr",
+    "matplotlib",
+    "ray",
+    "fontTools",
+    "alembic",
+    "sqlalchemy",
+    "httpx",
+    "httpcore",
+    "uvicorn",
+)
 
 
 def configure(level: str = "INFO", *, console: Console | None = None) -> None:

@@ -10,13 +10,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from pydantic import ConfigDict, Field, NonNegativeFloat, ValidationError
 
 from fedglioma.case import Frozen, Gene
-from fedglioma.config.run import RunConfig
+from fedglioma.config.run import Payload, RunConfig
 from fedglioma.errors import ProtocolError
-from fedglioma.weights import FlatArrays, from_record, to_record
+from fedglioma.weights import Forms, Packed, from_record, to_record
 
 PROTOCOL: Literal[1] = 1
 STATISTICS = "query.statistics"
 TRAIN = "train"
+FINISHED = "query.finished"
 
 _BODY = "fedglioma"
 _WEIGHTS = "weights"
@@ -52,11 +53,16 @@ class StatisticsReply(Body):
         description="aggregation weight per group, from the published counts"
     )
     small_cell_limit: int = Field(ge=1)
+    synthetic: bool = Field(default=False, description="whether the patients are made up")
 
 
 class TrainRequest(Body):
-    """One round of local work; the global weights travel beside it."""
+    """One round of local work; the global weights travel beside it.
 
+    ``run`` tells apart what a site keeps for itself between the rounds of one run (FedBN).
+    """
+
+    run: str
     round: int = Field(ge=1)
     settings: RunConfig
     proximal_mu: float = Field(ge=0)
@@ -65,17 +71,33 @@ class TrainRequest(Body):
 
 
 class TrainReply(Body):
-    """What a site reports of a round; its weights travel beside it."""
+    """What a site reports of a round; its update travels beside it."""
 
     kind: Literal["train"] = "train"
     site: str
     round: int
     layout: str
+    payload: Payload
+    digest: str = Field(description="sha256 of the update as it travels")
     weights: dict[str, NonNegativeFloat]
     steps: int
     loss: float | None
     loss_by_gene: dict[Gene, float | None]
     seconds: dict[str, float]
+
+
+class RunFinished(Body):
+    """The last message of a run: nothing more will be asked."""
+
+    run: str
+    status: str
+
+
+class Noted(Body):
+    """The answer to it."""
+
+    kind: Literal["noted"] = "noted"
+    site: str
 
 
 class Refusal(Body):
@@ -88,7 +110,7 @@ class Refusal(Body):
     reason: str
 
 
-def request_record(body: Body, arrays: FlatArrays | None = None) -> RecordDict:
+def request_record(body: Body, arrays: Packed | None = None) -> RecordDict:
     """Return a message's content."""
     content = RecordDict({_BODY: ConfigRecord({"json": body.model_dump_json()})})
     if arrays is not None:
@@ -96,7 +118,7 @@ def request_record(body: Body, arrays: FlatArrays | None = None) -> RecordDict:
     return content
 
 
-def reply_to(message: Message, body: Body, arrays: FlatArrays | None = None) -> Message:
+def reply_to(message: Message, body: Body, arrays: Packed | None = None) -> Message:
     """Return the answer to a message."""
     return Message(request_record(body, arrays), reply_to=message)
 
@@ -131,18 +153,23 @@ def is_refusal(content: RecordDict) -> bool:
     return isinstance(record, ConfigRecord) and '"kind":"refusal"' in str(record.get("json", ""))
 
 
-def weights_of(content: RecordDict) -> FlatArrays:
-    """Return the weights that travel with a message.
+def weights_of(content: RecordDict, forms: Forms | None = None) -> Packed:
+    """Return the weights or the update that travel with a message, as views of its bytes.
+
+    Parameters
+    ----------
+    forms : mapping, optional
+        What each group must be, looked at before anything is allocated; without it float32 of any size.
 
     Raises
     ------
     ProtocolError
-        There are none, or they are not flat float32 arrays of the known groups.
+        There are none, or they are not what they must be.
     """
     record = content.get(_WEIGHTS)
     if not isinstance(record, ArrayRecord):
         raise ProtocolError("message: carries no weights")
-    return from_record(record)
+    return from_record(record, forms)
 
 
 def payload_bytes(content: RecordDict) -> int:

@@ -8,9 +8,19 @@ from flwr.clientapp import ClientApp
 
 from fedglioma.errors import FedGliomaError, PolicyError, ProtocolError
 from fedglioma.weights import FlatArrays
-from fedglioma.wire import Body, Refusal, StatisticsRequest, TrainRequest, body_of, reply_to, weights_of
+from fedglioma.wire import (
+    Body,
+    Noted,
+    Refusal,
+    RunFinished,
+    StatisticsRequest,
+    TrainRequest,
+    body_of,
+    reply_to,
+    weights_of,
+)
 from fedglioma_client.round import statistics_round, train_round
-from fedglioma_client.site import resolve_site, site_of
+from fedglioma_client.site import agree, resolve_config, resolve_site, site_of
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +35,7 @@ def statistics(message: Message, context: Context) -> Message:
 
     def answer() -> Answer:
         request = body_of(message.content, StatisticsRequest)
+        agree(resolve_config(context), request.settings)
         return statistics_round(request, resolve_site(context, request.settings)), None
 
     return _answered(message, context, answer)
@@ -36,8 +47,21 @@ def train(message: Message, context: Context) -> Message:
 
     def answer() -> Answer:
         request = body_of(message.content, TrainRequest)
+        agree(resolve_config(context), request.settings)
         weights = weights_of(message.content)
         return train_round(request, weights, resolve_site(context, request.settings))
+
+    return _answered(message, context, answer)
+
+
+@app.query("finished")
+def finished(message: Message, context: Context) -> Message:
+    """Note that a run has ended."""
+
+    def answer() -> Answer:
+        told = body_of(message.content, RunFinished)
+        logger.info("run %s: %s", told.run, told.status)
+        return Noted(site=site_of(context)), None
 
     return _answered(message, context, answer)
 

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from fedglioma import log
-from fedglioma.config.site import SITE_NAME
+from fedglioma.config.site import SITE_NAME, load_site_config
 from fedglioma.console import (
     Format,
     LogLevel,
@@ -34,7 +34,8 @@ app = typer.Typer(
     help="A hospital's side of a fedglioma federation. Research use only, not a medical device.\n\n"
     "Write [bold]site_config/NAME.yaml[/] first (copy example.yaml, which explains every line), then run "
     "[bold]fedglioma-client --site NAME check[/] and, when nothing fails, "
-    "[bold]fedglioma-client --site NAME prepare[/]. Neither sends anything anywhere.",
+    "[bold]fedglioma-client --site NAME prepare[/]. Neither sends anything of the patients anywhere. "
+    "[bold]fedglioma-client --site NAME[/] then joins the federation and serves it until it is stopped.",
 )
 
 Spacing = Annotated[
@@ -47,10 +48,7 @@ Spacing = Annotated[
     ),
 ]
 
-NOT_NETWORKED = (
-    "joining a federation over the network is not part of this version; "
-    "'fedglioma-server simulate' runs the same server and client apps on one machine"
-)
+PLAIN = "NO TLS: everything travels readable for anyone on the way; for tests on one machine only"
 NO_USABLE_CASE = "no case is usable; patients and reasons are in the list"
 
 
@@ -61,8 +59,8 @@ class Chosen:
     site: str | None
     folder: Path
 
-    def path(self) -> tuple[str, Path]:
-        """Return the site's name and where its settings should lie.
+    def name(self) -> str:
+        """Return the site's name.
 
         Raises
         ------
@@ -78,11 +76,22 @@ class Chosen:
                 f"--site {self.site}: a site's name is 1-32 lower-case letters, digits, - or _; "
                 "the name alone, without folder and .yaml"
             )
-        path = self.folder / f"{self.site}.yaml"
+        return self.site
+
+    def path(self) -> tuple[str, Path]:
+        """Return the site's name and where its settings lie.
+
+        Raises
+        ------
+        ConfigError
+            No site was named, its name is none, or it has no settings.
+        """
+        site = self.name()
+        path = self.folder / f"{site}.yaml"
         if not path.is_file():
             there = ", ".join(sorted(other.stem for other in self.folder.glob("*.yaml"))) or "none"
             raise ConfigError(f"{path}: no such settings file; sites in {self.folder}: {there}")
-        return self.site, path
+        return site, path
 
 
 def main() -> None:
@@ -104,6 +113,10 @@ def root(
             envvar="FEDGLIOMA_CONFIG_DIR", help="folder that holds NAME.yaml, the settings", metavar="DIR"
         ),
     ] = Path("site_config"),
+    once: Annotated[
+        bool, typer.Option("--once", help="end when the run has finished, instead of waiting for the next")
+    ] = False,
+    log_level: LogLevel = "INFO",
     show_version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False,
 ) -> None:
     """Remember the site; without a command, join the federation."""
@@ -116,8 +129,15 @@ def root(
     if site is None:
         typer.echo(context.get_help())
         raise typer.Exit(2)
-    with door(OutputFormat.TEXT):
-        raise FedGliomaError(NOT_NETWORKED)
+    with door(OutputFormat.TEXT), interruptible():
+        log.configure(log_level, console=human())
+        from fedglioma_client.supervise import join
+
+        _, path = context.ensure_object(Chosen).path()
+        config = load_site_config(path)
+        if config.insecure:
+            human().print(f"[bold red]{PLAIN}[/]")
+        join(config, path, once=once, log_level=log_level)
 
 
 @app.command()
@@ -182,3 +202,56 @@ def prepare(
             human().print(report.text(), markup=False, soft_wrap=True)
             raise DataError(report.reason)
         raise typer.Exit(report.exit_code)
+
+
+@app.command()
+def keygen(
+    context: typer.Context,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="folder for node.key and node.pub; default: that of the settings", metavar="DIR"),
+    ] = None,
+    output: Format = OutputFormat.TEXT,
+    log_level: LogLevel = "INFO",
+) -> None:
+    """Make the hospital's own key pair here, so that its private key never travels.
+
+    Prints the public key, its fingerprint, and what to send to the coordinator. A key that is there
+    already is kept and shown again.
+    """
+    with door(output):
+        log.configure(log_level, console=human())
+        from fedglioma_client.keygen import make_keys
+
+        chosen = context.ensure_object(Chosen)
+        data, text = make_keys(chosen.name(), out or chosen.folder)
+        emit(data, text, output)
+
+
+@app.command()
+def audit(
+    context: typer.Context,
+    head: Annotated[
+        str | None,
+        typer.Option(help="a head that somebody else kept: the log must have had it", metavar="DIGEST"),
+    ] = None,
+    output: Format = OutputFormat.TEXT,
+) -> None:
+    """Check that this hospital's audit log is as it was written, and name the first line that is not.
+
+    Exit code: 0 it is, 1 it is not, 2 there is no log yet or the settings are at fault.
+    """
+    with door(output):
+        from fedglioma.chain import AUDIT_FILE
+        from fedglioma.verification import verify
+        from fedglioma_client.intake import load_settings
+
+        _, path = context.ensure_object(Chosen).path()
+        file = load_settings(path).state / AUDIT_FILE
+        found = verify(file, head=head)
+        if found.broken is not None and output is OutputFormat.JSON:
+            emit(found.data() | {"error": found.verdict}, "", output, exit_code=found.exit_code)
+            raise typer.Exit(found.exit_code)
+        emit(found.data(), found.text(), output)
+        if found.broken is not None:
+            raise FedGliomaError(f"{file}: {found.verdict}")

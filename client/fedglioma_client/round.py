@@ -17,10 +17,11 @@ from fedglioma.data.loader import train_batches
 from fedglioma.errors import DataError, FedGliomaError, ProtocolError
 from fedglioma.losses.multitask import GenotypeLoss
 from fedglioma.losses.proximal import proximal_penalty
+from fedglioma.payload import update
 from fedglioma.seeds import derive_seed, seed_torch
 from fedglioma.training.fit import FitSummary, fit_epoch, parameter_groups
 from fedglioma.training.learner import build_learner, layout_of
-from fedglioma.weights import FlatArrays, pack, unpack
+from fedglioma.weights import FlatArrays, Packed, digest_of, pack, unpack
 from fedglioma.wire import StatisticsReply, StatisticsRequest, TrainReply, TrainRequest
 from fedglioma_client.site import Site
 
@@ -34,6 +35,8 @@ def check_policy(site: Site, settings: RunConfig) -> None:
     site.config.policy.check(
         model=settings.model,
         strategy=settings.strategy,
+        payload=settings.payload,
+        purpose=settings.purpose,
         rounds=settings.rounds,
         local_epochs=settings.local_epochs,
     )
@@ -55,11 +58,11 @@ def statistics_round(request: StatisticsRequest, site: Site) -> StatisticsReply:
     )
 
 
-def train_round(request: TrainRequest, weights: FlatArrays, site: Site) -> tuple[TrainReply, FlatArrays]:
+def train_round(request: TrainRequest, weights: FlatArrays, site: Site) -> tuple[TrainReply, Packed]:
     """Train the global weights on the site's cases for one round.
 
-    Returns the report and the site's weights. Only cases with at least one known label are trained on.
-    The optimizer starts afresh each round; its state stays here and is forgotten.
+    Returns the report and the site's update as it travels. Only cases with at least one known label are
+    trained on. The optimizer starts afresh each round; its state stays here and is forgotten.
 
     Raises
     ------
@@ -95,6 +98,8 @@ def train_round(request: TrainRequest, weights: FlatArrays, site: Site) -> tuple
     arrays = pack(learner.model, learner.loss)
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise FedGliomaError("training diverged: the weights are no longer finite numbers")
+    packed = update(settings.payload, arrays, weights)
+    digest = digest_of(packed)
     published = count_cases([prepared.case for prepared in site.cases], config.small_cell_limit)
     seconds = {
         "setup": prepared_s,
@@ -106,6 +111,8 @@ def train_round(request: TrainRequest, weights: FlatArrays, site: Site) -> tuple
         site=config.site,
         round=request.round,
         layout=request.layout,
+        payload=settings.payload,
+        digest=digest,
         weights=published.weights,
         steps=summary.steps,
         loss=publishable_loss(summary.loss, len(labelled), config.small_cell_limit),
@@ -119,7 +126,7 @@ def train_round(request: TrainRequest, weights: FlatArrays, site: Site) -> tuple
         },
         seconds={phase: round(value, 4) for phase, value in seconds.items()},
     )
-    return reply, arrays
+    return reply, packed
 
 
 def _train(

@@ -4,6 +4,7 @@ A real node carries ``site-config``, the path of its own settings; a virtual nod
 and the run names the simulation plan of this machine.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +20,8 @@ from fedglioma.data.plan import PLAN_KEY, load_plan, plan_path
 from fedglioma.data.prepare import PreparedCase, PrepareSettings, prepare_cases
 from fedglioma.errors import ConfigError
 
+logger = logging.getLogger(__name__)
+
 SITE_CONFIG_KEY = "site-config"
 
 
@@ -28,6 +31,35 @@ class Site:
 
     config: SiteConfig
     cases: tuple[PreparedCase, ...]
+
+
+def resolve_config(context: Context) -> SiteConfig:
+    """Return the settings of the site that a node stands for; no data are touched.
+
+    Raises
+    ------
+    ConfigError
+        The node carries neither settings nor a place in a simulation, or its settings are wrong.
+    """
+    node: Mapping[str, object] = context.node_config
+    if SITE_CONFIG_KEY in node:
+        return load_site_config(Path(str(node[SITE_CONFIG_KEY])))
+    path = plan_path(context.run_config)
+    if "partition-id" in node and path is not None:
+        return load_plan(path).sites[int(str(node["partition-id"]))].settings
+    raise ConfigError(f"node: carries neither {SITE_CONFIG_KEY} nor partition-id with a run's {PLAN_KEY}")
+
+
+def agree(config: SiteConfig, settings: RunConfig) -> None:
+    """Raise ``PolicyError`` unless the site agrees to a run's terms; asked of every message, before data."""
+    config.policy.check(
+        model=settings.model,
+        strategy=settings.strategy,
+        payload=settings.payload,
+        purpose=settings.purpose,
+        rounds=settings.rounds,
+        local_epochs=settings.local_epochs,
+    )
 
 
 def resolve_site(context: Context, settings: RunConfig) -> Site:
@@ -42,7 +74,7 @@ def resolve_site(context: Context, settings: RunConfig) -> Site:
     if SITE_CONFIG_KEY in node:
         if PLAN_KEY in context.run_config:
             raise ConfigError("run configuration: a real site does not read a simulation plan")
-        return _real_site(Path(str(node[SITE_CONFIG_KEY])), settings.spacing_mm)
+        return _real_site(Path(str(node[SITE_CONFIG_KEY])), settings.spacing_mm, settings.purpose)
     path = plan_path(context.run_config)
     if "partition-id" in node and path is not None:
         chosen = load_plan(path).sites[int(str(node["partition-id"]))]
@@ -63,9 +95,17 @@ def site_of(context: Context) -> str:
 
 
 @lru_cache(maxsize=1)
-def _real_site(path: Path, spacing_mm: float) -> Site:
+def _real_site(path: Path, spacing_mm: float, purpose: str) -> Site:
     config = load_site_config(path)
     cohort = read_cohort(config.data, layout=None if config.layout == "auto" else config.layout)
+    agreed = [case for case in cohort.cases if case.purpose in (None, purpose)]
+    if len(agreed) < len(cohort.cases):
+        logger.warning(
+            "%d of %d patients did not agree to %s, they take no part",
+            len(cohort.cases) - len(agreed),
+            len(cohort.cases),
+            purpose,
+        )
     settings = PrepareSettings(spacing_mm=spacing_mm)
-    prepared = prepare_cases(cohort.cases, settings, Cache(config.cache), workers=config.workers)
+    prepared = prepare_cases(agreed, settings, Cache(config.cache), workers=config.workers)
     return Site(config, prepared.cases)

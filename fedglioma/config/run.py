@@ -17,8 +17,14 @@ from fedglioma.config.reading import explain, read_yaml
 from fedglioma.errors import ConfigError
 
 Preset = Literal["recommended", "reference"]
-Strategy = Literal["fedavg", "fedprox"]
+Strategy = Literal[
+    "fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedbn", "median", "trimmed_mean", "multikrum"
+]
+Payload = Literal["float32", "bfloat16", "int8"]
 Weighting = Literal["auto", "uncertainty", "fixed"]
+
+SERVER_LR: dict[str, float] = {"fedavgm": 1.0, "fedadam": 0.1, "fedyogi": 0.01}
+"""Flower's own server learning rates; FedAdam's and FedYogi's are the papers' starting points."""
 
 
 class RunConfig(Frozen):
@@ -50,10 +56,40 @@ class RunConfig(Frozen):
     proximal_mu: float = Field(
         default=0.01, ge=0, description="pull towards the global weights (fedprox only)"
     )
+    server_lr: float = Field(
+        default=0.0,
+        ge=0,
+        description="server's learning rate (fedavgm, fedadam, fedyogi); "
+        "0: Flower's own, 1 with fedavgm, 0.1 with fedadam, 0.01 with fedyogi",
+    )
+    server_momentum: float = Field(
+        default=0.9, ge=0, lt=1, description="momentum of the server's steps (fedavgm only)"
+    )
+    beta_1: float = Field(default=0.9, ge=0, lt=1, description="first moment (fedadam, fedyogi)")
+    beta_2: float = Field(default=0.99, ge=0, lt=1, description="second moment (fedadam, fedyogi)")
+    tau: float = Field(
+        default=1e-3, gt=0, description="added to the root of the second moment (fedadam, fedyogi)"
+    )
+    trim: float = Field(
+        default=0.2, ge=0, lt=0.5, description="share of the sites cut at either end (trimmed_mean only)"
+    )
+    byzantine: int = Field(
+        default=1, ge=0, description="sites that may send anything whatever (multikrum only)"
+    )
+    payload: Payload = Field(
+        default="float32",
+        description="what travels: float32 weights, or steps rounded to bfloat16 or int8",
+    )
+    norm_limit: float = Field(
+        default=10.0,
+        ge=0,
+        description="an update longer than this many times the round's median, of three or more, "
+        "is left out; 0: none is",
+    )
     weighting: Weighting = Field(
         default="auto",
         description="weights of the three tasks: uncertainty (learned), fixed (equal), "
-        "or auto: uncertainty with fedavg, fixed with fedprox",
+        "or auto: fixed with fedprox, uncertainty with the others",
     )
     counts: Literal["global", "local"] = Field(
         default="global",
@@ -73,12 +109,31 @@ class RunConfig(Frozen):
     )
     quorum: int = Field(default=1, ge=1, description="sites that must answer for a round to count")
     round_timeout_s: float = Field(default=3600.0, gt=0, description="seconds that a round may take")
+    grace_s: float = Field(
+        default=-1.0,
+        ge=-1,
+        description="seconds that a round waits for the others once the quorum has answered; "
+        "-1: until round_timeout_s",
+    )
+    keep_updates: bool = Field(
+        default=False,
+        description="keep every update and checkpoint, so that anybody can compute the weights again",
+    )
+    purpose: Literal["research", "clinical"] = Field(
+        default="research", description="what the model is for; a site's policy may refuse it"
+    )
     bootstrap: int = Field(default=1000, ge=100, le=100_000, description="resamples behind every interval")
 
     @model_validator(mode="after")
     def _shares_leave_patients_to_train_on(self) -> Self:
         if self.selection + self.report >= 0.95:
             raise ValueError("selection + report: at least 5 % of the patients must be left to train on")
+        return self
+
+    @model_validator(mode="after")
+    def _norm_limit_spares_the_usual(self) -> Self:
+        if 0 < self.norm_limit < 1:
+            raise ValueError("norm_limit: at least 1, or 0 for none; below 1 the median itself is left out")
         return self
 
     @property
@@ -96,7 +151,17 @@ class RunConfig(Frozen):
         """
         if self.weighting != "auto":
             return self.weighting
-        return "uncertainty" if self.strategy == "fedavg" else "fixed"
+        return "fixed" if self.strategy == "fedprox" else "uncertainty"
+
+    @property
+    def server_learning_rate(self) -> float:
+        """``server_lr`` with 0 resolved to the strategy's own."""
+        return self.server_lr or SERVER_LR.get(self.strategy, 1.0)
+
+    @property
+    def straggler_wait_s(self) -> float | None:
+        """Seconds to wait for the others once the quorum has answered; None until the deadline."""
+        return None if self.grace_s < 0 else self.grace_s
 
     def learning_rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch of the whole run, counted from 0 over all rounds."""

@@ -17,22 +17,44 @@ from fedglioma.errors import ConfigError, PolicyError
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 SMALL_CELL_LIMIT = 5
 MOST_PROCESSES = 256
+STRATEGIES = (
+    "fedavg",
+    "fedprox",
+    "fedavgm",
+    "fedadam",
+    "fedyogi",
+    "fedbn",
+    "median",
+    "trimmed_mean",
+    "multikrum",
+)
+PAYLOADS = ("float32", "bfloat16", "int8")
+SERVER_ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):(\d{1,5})")
 
 
 class Policy(Frozen):
     """What the site agrees to do, whatever the coordinator asks for."""
 
     models: tuple[str, ...] = ("mdpnet",)
-    strategies: tuple[str, ...] = ("fedavg", "fedprox")
+    strategies: tuple[str, ...] = STRATEGIES
+    payloads: tuple[str, ...] = PAYLOADS
+    purposes: tuple[str, ...] = ("research",)
     max_rounds: int = Field(default=1000, ge=1)
     max_local_epochs: int = Field(default=20, ge=1)
 
-    def check(self, *, model: str, strategy: str, rounds: int, local_epochs: int) -> None:
+    def check(
+        self, *, model: str, strategy: str, payload: str, purpose: str, rounds: int, local_epochs: int
+    ) -> None:
         """Raise ``PolicyError`` for the first thing that the site does not agree to."""
-        if model not in self.models:
-            raise PolicyError(f"policy: model {model} is not among {', '.join(self.models)}")
-        if strategy not in self.strategies:
-            raise PolicyError(f"policy: strategy {strategy} is not among {', '.join(self.strategies)}")
+        asked = (
+            ("model", model, self.models),
+            ("strategy", strategy, self.strategies),
+            ("payload", payload, self.payloads),
+            ("purpose", purpose, self.purposes),
+        )
+        for what, value, agreed in asked:
+            if value not in agreed:
+                raise PolicyError(f"policy: {what} {value} is not among {', '.join(agreed) or 'none'}")
         if rounds > self.max_rounds:
             raise PolicyError(f"policy: {rounds} rounds asked for, at most {self.max_rounds} allowed")
         if local_epochs > self.max_local_epochs:
@@ -52,6 +74,12 @@ class SiteConfig(Frozen):
     workers: int = Field(default=1, ge=1, le=MOST_PROCESSES)
     threads: int = Field(default=0, ge=0, le=MOST_PROCESSES)
     small_cell_limit: int = Field(default=SMALL_CELL_LIMIT, ge=1)
+    server: str | None = None
+    ca: Path | None = None
+    key: Path | None = None
+    insecure: bool = False
+    state: Path = Path("state")
+    metrics_port: int = Field(default=0, ge=0, le=65535)
     policy: Policy = Policy()
 
     @field_validator("site")
@@ -61,9 +89,19 @@ class SiteConfig(Frozen):
             raise ValueError("a site's name is 1-32 lower-case letters, digits, - or _")
         return value
 
+    @field_validator("server")
+    @classmethod
+    def _host_and_port(cls, value: str | None) -> str | None:
+        if value is None:
+            return value
+        match = SERVER_ADDRESS.fullmatch(value)
+        if match is None or not 0 < int(match.group(2)) < 65536:
+            raise ValueError("write the server as host:port, without https://")
+        return value
+
 
 def load_site_config(path: Path) -> SiteConfig:
-    """Return a hospital's settings, with ``data`` and ``cache`` as absolute paths.
+    """Return a hospital's settings, with absolute paths; ``state`` is ``state/<site>`` unless it is set.
 
     Raises
     ------
@@ -78,7 +116,11 @@ def load_site_config(path: Path) -> SiteConfig:
     if config.site != path.stem and path.stem != "example":
         raise ConfigError(f"{path}: site: {config.site!r} does not match the file's name; rename one of them")
     base = path.resolve().parent
-    return config.model_copy(update={"data": base / config.data, "cache": base / config.cache})
+    state = config.state if "state" in table else config.state / config.site
+    places = {"data": config.data, "cache": config.cache, "state": state, "ca": config.ca, "key": config.key}
+    return config.model_copy(
+        update={name: None if place is None else base / place for name, place in places.items()}
+    )
 
 
 def site_name(text: str) -> str:

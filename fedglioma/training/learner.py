@@ -13,7 +13,7 @@ from fedglioma.losses.genotype import LOCAL_WEIGHT_CAP
 from fedglioma.losses.multitask import GenotypeLoss, loss_preset
 from fedglioma.models.build import build_model
 from fedglioma.seeds import seed_torch
-from fedglioma.weights import Layout
+from fedglioma.weights import Layout, keep_norms_local
 
 EQUAL_COUNTS: dict[Gene, tuple[float, float]] = dict.fromkeys(GENES, (1.0, 1.0))
 
@@ -43,6 +43,8 @@ def build_learner(settings: RunConfig, class_counts: Mapping[Gene, tuple[float, 
     model = build_model(
         settings.model, preset=settings.preset, width=settings.width, pos_grid=settings.pos_grid
     )
+    if settings.strategy == "fedbn":
+        keep_norms_local(model)
     switches = loss_preset(settings.preset)
     loss = GenotypeLoss(
         class_counts,

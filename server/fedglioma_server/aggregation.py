@@ -1,73 +1,116 @@
-"""Pure means over flat arrays, in a fixed order of summation."""
+"""Many sites' steps into one, part by part, so that memory does not grow with the number of sites.
 
-from collections.abc import Mapping, Sequence
+Every site's step, local - sent, is read in float64 from wherever it lies, in the fixed order of the sites'
+names; ``new = float32(sent + step of all)``. The same updates in the same order give the same bits, on any
+machine that rounds as IEEE 754 says.
+
+With n sites of weight w_i and steps s_i the weighted mean is off the exact one by at most half a unit in
+the last place of the float32 result, plus (n + 2) * 2^-53 * sum(w_i |s_i|) / sum(w_i) + 2^-52 * |sent|
+from the arithmetic before that one rounding: for up to six sites at most 2^-50 of the mean magnitude.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedglioma.config.run import Payload
 from fedglioma.errors import AggregationError
+from fedglioma.payload import BLOCK, Sliceable, step_part
 from fedglioma.weights import GROUPS, FlatArrays
 
-CHUNK = 1 << 20
-"""Numbers summed at a time, so that the float64 sums need no second copy of the model."""
+WORK = 1 << 20
+"""Numbers in work at a time, over all sites together: 8 MB of float64."""
+
+Rule = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
+"""Steps (sites, numbers) and the sites' weights (sites,) -> the step of all (numbers,)."""
 
 
-def weighted_mean(
-    updates: Sequence[tuple[FlatArrays, Mapping[str, float]]], previous: FlatArrays
-) -> FlatArrays:
-    """Return the weighted mean of the sites' arrays, group by group (McMahan et al. 2017, algorithm 1).
+@dataclass(frozen=True)
+class Update:
+    """A site's update as it travelled, in memory or on disk, and its weight per group."""
 
-    Sums run in float64 in the order given, so that the same updates in the same order give the same bits.
-    A group that no site has a weight for stays as it was, to the bit.
+    site: str
+    weights: Mapping[str, float]
+    payload: Payload
+    packed: Mapping[str, Sliceable]
+
+    def step(self, group: str, part: slice, sent: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return part of the site's step away from what it was sent."""
+        return step_part(self.payload, self.packed[group], sent.size, part, sent)
+
+
+def combine(updates: Sequence[Update], sent: FlatArrays, rule: Rule) -> FlatArrays:
+    """Return the new global weights, group by group.
+
+    Only sites with a weight in a group take part in it; a group that none has a weight for stays as it
+    was, to the bit.
 
     Parameters
     ----------
-    updates : sequence of (arrays, weights)
-        Flat float32 arrays per group, and the site's weight per group (labelled cases).
-    previous : arrays
+    updates : sequence of Update
+        In the order in which they are to be summed.
+    sent : arrays
         The global weights that the updates started from.
 
     Raises
     ------
     AggregationError
-        A weight is negative or not finite, or an array has another shape than before.
+        A weight is negative or not finite, or the result is not finite.
     """
     result: FlatArrays = {}
     for group in GROUPS:
-        weights = [float(site_weights.get(group, 0.0)) for _, site_weights in updates]
+        weights = [float(update.weights.get(group, 0.0)) for update in updates]
         if not all(np.isfinite(weight) and weight >= 0 for weight in weights):
             raise AggregationError(f"group {group}: weights must be finite and not negative, found {weights}")
-        arrays = [site_arrays[group] for site_arrays, _ in updates]
-        if any(array.shape != previous[group].shape for array in arrays):
-            raise AggregationError(f"group {group}: a site's array has another size than the global one")
-        total = sum(weights)
-        if total == 0:
-            result[group] = previous[group]
+        used = [update for update, weight in zip(updates, weights, strict=True) if weight > 0]
+        if not used:
+            result[group] = sent[group]
             continue
-        result[group] = _mean(arrays, [weight / total for weight in weights], previous[group])
+        shares = np.array([weight for weight in weights if weight > 0])
+        result[group] = _combined(group, used, shares, sent[group], rule)
     return result
 
 
-def _mean(
-    arrays: Sequence[NDArray[np.float32]], shares: Sequence[float], like: NDArray[np.float32]
+def _combined(
+    group: str,
+    updates: Sequence[Update],
+    weights: NDArray[np.float64],
+    sent: NDArray[np.float32],
+    rule: Rule,
 ) -> NDArray[np.float32]:
-    used = [(array, share) for array, share in zip(arrays, shares, strict=True) if share > 0]
-    mean = np.empty_like(like)
-    for start in range(0, like.size, CHUNK):
-        part = slice(start, start + CHUNK)
-        total = np.zeros(mean[part].shape, np.float64)
-        for array, share in used:
-            total += share * array[part].astype(np.float64)
-        mean[part] = total
-    return mean
+    result = np.empty_like(sent)
+    for part in parts(sent.size, len(updates)):
+        steps = np.stack([update.step(group, part, sent) for update in updates])
+        with np.errstate(over="ignore"):
+            result[part] = sent[part].astype(np.float64) + rule(steps, weights)
+        if not np.isfinite(result[part]).all():
+            raise AggregationError(f"group {group}: the combined weights are not finite numbers")
+    return result
 
 
-def update_norm(update: FlatArrays, previous: FlatArrays) -> float:
-    """Return the Euclidean length of a site's step over all groups."""
+def parts(size: int, sites: int) -> Iterator[slice]:
+    """Yield the parts of an array that are worked on one after the other; shorter with more sites."""
+    length = max(WORK // max(sites, 1) // BLOCK, 1) * BLOCK
+    for start in range(0, size, length):
+        yield slice(start, min(start + length, size))
+
+
+def weighted_mean(steps: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean of the sites' steps by their weights (McMahan et al. 2017, algorithm 1)."""
+    total = np.zeros(steps.shape[1])
+    for step, weight in zip(steps, weights, strict=True):
+        total += weight * step
+    return np.asarray(total / sum(weights.tolist()))
+
+
+def update_norm(update: Update, sent: FlatArrays) -> float:
+    """Return the Euclidean length of a site's step over all groups; not finite where a number is not."""
     squares = 0.0
-    for group in GROUPS:
-        for start in range(0, previous[group].size, CHUNK):
-            part = slice(start, start + CHUNK)
-            step = update[group][part].astype(np.float64) - previous[group][part]
-            squares += float(step @ step)
+    with np.errstate(invalid="ignore", over="ignore"):
+        for group in GROUPS:
+            for part in parts(sent[group].size, 1):
+                step = update.step(group, part, sent[group])
+                squares += float(np.square(step).sum())
     return float(np.sqrt(squares))

@@ -5,7 +5,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedglioma.data.plan import PLAN_KEY, load_plan, plan_path
 from fedglioma.errors import ConfigError
-from fedglioma_server.federation import Coordinator, Finished, run_federation
+from fedglioma_server.coordinator import Coordinator
+from fedglioma_server.federation import Finished, run_federation
 
 
 def resolve_coordinator(context: Context) -> Coordinator:
@@ -22,7 +23,7 @@ def resolve_coordinator(context: Context) -> Coordinator:
             f"run configuration: no {PLAN_KEY}; this version runs federations on one machine "
             "(fedglioma-server simulate)"
         )
-    return Coordinator(load_plan(path))
+    return Coordinator.of_plan(load_plan(path))
 
 
 def make_app(finished: Finished = lambda _line: None) -> ServerApp:

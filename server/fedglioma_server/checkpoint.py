@@ -1,12 +1,12 @@
 """Global weights per round on disk: written whole or not at all, checked before they are used.
 
 ``checkpoints/round-0007.safetensors`` holds the shared tensors by name; its metadata carry what is
-needed to refuse a foreign or damaged file. The newest and the selected round are kept.
+needed to refuse a foreign or damaged file. Where the strategy remembers something between rounds,
+``round-0007.state.safetensors`` holds that, and is written first, so that weights without it never count.
+The newest and the selected round are kept.
 """
 
-import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,47 +14,15 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from fedglioma.case import CHANNELS, GENES
 from fedglioma.errors import ProtocolError
-from fedglioma.weights import GROUPS, FlatArrays, Layout
+from fedglioma.tensorfile import read_safetensors, write_safetensors
+from fedglioma.weights import FlatArrays, Layout, digest_of
+from fedglioma_server.combiner import ServerState
 
 NAME = re.compile(r"round-(\d{4,})\.safetensors")
-
-
-def write_safetensors(
-    path: Path, tensors: Mapping[str, NDArray[np.float32]], metadata: dict[str, str]
-) -> None:
-    """Write tensors and metadata under a temporary name, flush to disk, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(
-                save({name: np.asarray(value, order="C") for name, value in tensors.items()}, metadata)
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, str]]:
-    """Return tensors and metadata of a file.
-
-    Raises
-    ------
-    ProtocolError
-        The file is absent, truncated or not safetensors.
-    """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise ProtocolError(f"{path}: not a readable safetensors file ({type(error).__name__})") from None
+STATE = re.compile(r"round-(\d{4,})\.state\.safetensors")
 
 
 def arrays_of(tensors: Mapping[str, NDArray[np.float32]], layout: Layout, path: Path) -> FlatArrays:
@@ -75,14 +43,6 @@ def arrays_of(tensors: Mapping[str, NDArray[np.float32]], layout: Layout, path: 
     return arrays
 
 
-def digest_of(arrays: Mapping[str, NDArray[np.float32]]) -> str:
-    """Return sha256 over the groups' bytes in their fixed order."""
-    digest = hashlib.sha256()
-    for group in GROUPS:
-        digest.update(np.ascontiguousarray(arrays[group]).data)
-    return digest.hexdigest()
-
-
 @dataclass(frozen=True)
 class Checkpoints:
     """The checkpoints of one run."""
@@ -94,16 +54,18 @@ class Checkpoints:
         """Return where the weights after a round lie."""
         return self.folder / f"round-{number:04d}.safetensors"
 
-    def save(self, number: int, arrays: FlatArrays) -> None:
-        """Write the weights after a round."""
+    def save(self, number: int, arrays: FlatArrays) -> str:
+        """Write the weights after a round and return their digest."""
+        digest = digest_of(arrays)
         metadata = {
             "round": str(number),
             "layout": self.layout.digest,
-            "digest": digest_of(arrays),
+            "digest": digest,
             "channels": json.dumps([m.value for m in CHANNELS]),
             "genes": json.dumps([g.value for g in GENES]),
         }
         write_safetensors(self.path(number), self.layout.named(arrays), metadata)
+        return digest
 
     def load(self, number: int) -> FlatArrays:
         """Return the weights after a round.
@@ -124,6 +86,44 @@ class Checkpoints:
             raise ProtocolError(f"{path}: damaged, its content does not match its digest")
         return arrays
 
+    def state_path(self, number: int) -> Path:
+        """Return where what the strategy remembers after a round lies."""
+        return self.folder / f"round-{number:04d}.state.safetensors"
+
+    def save_state(self, number: int, state: ServerState) -> str:
+        """Write what the strategy remembers after a round and return its digest."""
+        digest = state.digest()
+        metadata = {
+            "round": str(number),
+            "layout": self.layout.digest,
+            "counts": json.dumps(state.counts),
+            "digest": digest,
+        }
+        write_safetensors(self.state_path(number), state.tensors, metadata)
+        return digest
+
+    def load_state(self, number: int) -> ServerState | None:
+        """Return what the strategy remembered after a round; None where nothing was saved.
+
+        Raises
+        ------
+        ProtocolError
+            The file is damaged, or of another network or round.
+        """
+        path = self.state_path(number)
+        if not path.exists():
+            return None
+        tensors, metadata = read_safetensors(path)
+        if metadata.get("layout") != self.layout.digest or metadata.get("round") != str(number):
+            raise ProtocolError(f"{path}: holds the state of another network or round")
+        sizes = self.layout.sizes
+        if any(tensor.shape != (sizes.get(name.split(".")[-1], -1),) for name, tensor in tensors.items()):
+            raise ProtocolError(f"{path}: an array has another size than the weights")
+        state = ServerState(tensors, json.loads(metadata.get("counts", "{}")))
+        if state.digest() != metadata.get("digest"):
+            raise ProtocolError(f"{path}: damaged, its content does not match its digest")
+        return state
+
     def rounds(self) -> list[int]:
         """Return the rounds that have a file, oldest first."""
         found = (NAME.fullmatch(path.name) for path in self.folder.glob("round-*.safetensors"))
@@ -131,8 +131,9 @@ class Checkpoints:
 
     def prune(self, keep: set[int]) -> None:
         """Remove the files of all other rounds, and whatever an interrupted write left behind."""
-        for number in self.rounds():
-            if number not in keep:
-                self.path(number).unlink(missing_ok=True)
+        kept = {path.name for number in keep for path in (self.path(number), self.state_path(number))}
+        for path in self.folder.glob("round-*.safetensors"):
+            if path.name not in kept and (NAME.fullmatch(path.name) or STATE.fullmatch(path.name)):
+                path.unlink(missing_ok=True)
         for part in self.folder.glob(".round-*.part"):
             part.unlink(missing_ok=True)

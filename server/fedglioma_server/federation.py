@@ -5,70 +5,35 @@ released, measured once on the split that chose nothing, and reported.
 """
 
 import logging
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
-from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedglioma.case import Gene
 from fedglioma.counts import global_counts
-from fedglioma.data.dataset import CaseDataset
-from fedglioma.data.plan import SimulationPlan
-from fedglioma.data.prepare import PreparedCase
-from fedglioma.errors import FedGliomaError, ProtocolError, QuorumError
+from fedglioma.errors import FedGliomaError
 from fedglioma.metrics.tables import evaluate
 from fedglioma.seeds import derive_seed
-from fedglioma.training.learner import Learner, initial_learner
-from fedglioma.weights import FlatArrays, Layout, pack, to_record, unpack
-from fedglioma.wire import (
-    STATISTICS,
-    Refusal,
-    StatisticsReply,
-    StatisticsRequest,
-    body_of,
-    is_refusal,
-    request_record,
-)
+from fedglioma.training.learner import Learner, initial_learner, layout_of
+from fedglioma.weights import FlatArrays, pack, to_record, unpack
+from fedglioma.wire import StatisticsReply
 from fedglioma_server.checkpoint import Checkpoints
+from fedglioma_server.coordinator import Coordinator
 from fedglioma_server.heldout import HeldOut, best_round, predictions_of
 from fedglioma_server.outcome import write_outcome
 from fedglioma_server.privacy import privacy_record
-from fedglioma_server.records import RoundRecord, SiteData, write_json, write_rounds
+from fedglioma_server.records import RoundRecord, write_json, write_rounds
 from fedglioma_server.release import write_card, write_model
 from fedglioma_server.report import write_report
+from fedglioma_server.roll import Roll, site_data
 from fedglioma_server.runfolder import RunFolder, now
-from fedglioma_server.strategy import STRATEGIES
+from fedglioma_server.strategy import RoundStrategy
+from fedglioma_server.updates import Spool
 
 logger = logging.getLogger(__name__)
 
-CONNECT_S = 120.0
-POLL_S = 0.1
-
 Finished = Callable[[RoundRecord], None]
-
-
-@dataclass(frozen=True)
-class Coordinator:
-    """What the coordinating centre brings to a run: terms, its held-out cases, and where to write."""
-
-    plan: SimulationPlan
-
-    @property
-    def folder(self) -> RunFolder:
-        """The run's folder."""
-        return RunFolder(self.plan.run_folder)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the held-out cases are evaluated."""
-        return torch.device(self.plan.device)
-
-    def dataset(self, cases: tuple[PreparedCase, ...]) -> CaseDataset:
-        """Return held-out cases for evaluation: centre crops, nothing random."""
-        return CaseDataset(cases, crop=self.plan.settings.crop, augment=None, seed=0)
 
 
 def run_federation(grid: Grid, coordinator: Coordinator, finished: Finished = lambda _line: None) -> None:
@@ -81,31 +46,51 @@ def run_federation(grid: Grid, coordinator: Coordinator, finished: Finished = la
     ------
     QuorumError
         Too few sites answered.
+    Stopped
+        Somebody asked for the end; the round in flight is complete.
     FedGliomaError
         A checkpoint is damaged, or the sites build another network.
     """
-    folder, settings = coordinator.folder, coordinator.plan.settings
-    if coordinator.plan.threads:
-        torch.set_num_threads(coordinator.plan.threads)
-    nodes = statistics_round(grid, coordinator)
-    counts = _record_sites(folder, nodes)
+    folder, settings = coordinator.folder, coordinator.settings
+    if coordinator.threads:
+        torch.set_num_threads(coordinator.threads)
+    roll = Roll(grid, coordinator)
+    roll.call()
+    counts = _record_sites(folder, roll.nodes)
     learner = initial_learner(settings, counts)
-    layout = Layout.of(learner.model, learner.loss)
+    layout = layout_of(settings)
     checkpoints = Checkpoints(folder.checkpoints, layout)
-    _require_same_layout(nodes, layout)
     rounds, arrays = _resume(folder, checkpoints, learner)
     done = max(rounds[-1].round, 0) if rounds else 0
-    strategy = STRATEGIES[settings.strategy](settings, nodes, counts, layout, done=done)
+    coordinator.audit(
+        "run_resumed" if rounds else "run_started",
+        run=folder.path.name,
+        round=done,
+        sites=sorted(roll.answers),
+    )
+    strategy = RoundStrategy(
+        settings,
+        roll.nodes,
+        counts,
+        layout,
+        spool=Spool(folder.work / "updates", folder.updates if settings.keep_updates else None),
+        run=folder.key(),
+        done=done,
+    )
+    if done:
+        strategy.restore(checkpoints.load_state(done))
     heldout = HeldOut(
         folder=folder,
         checkpoints=checkpoints,
         learner=learner.to(coordinator.device),
-        dataset=coordinator.dataset(coordinator.plan.selection),
+        dataset=coordinator.dataset(coordinator.selection),
         batch_size=settings.batch_size,
         device=coordinator.device,
         strategy=strategy,
         rounds=rounds,
         finished=finished,
+        stop_asked=coordinator.stop_asked,
+        between=roll.call_late,
     )
     strategy.start(
         grid=grid,
@@ -115,80 +100,26 @@ def run_federation(grid: Grid, coordinator: Coordinator, finished: Finished = la
         evaluate_fn=heldout,
     )
     conclude(coordinator, checkpoints, heldout.rounds, learner)
-
-
-def statistics_round(grid: Grid, coordinator: Coordinator) -> dict[int, StatisticsReply]:
-    """Return what each node says of itself; nodes that refuse are named in the log and left out.
-
-    Raises
-    ------
-    QuorumError
-        Fewer sites than the quorum joined.
-    ProtocolError
-        Two nodes claim the same site.
-    """
-    settings = coordinator.plan.settings
-    content = request_record(StatisticsRequest(settings=settings))
-    messages = [
-        Message(content, dst_node_id=node, message_type=STATISTICS, group_id="0")
-        for node in connected(
-            grid, len(coordinator.plan.sites), wait_s=min(CONNECT_S, settings.round_timeout_s)
-        )
-    ]
-    nodes: dict[int, StatisticsReply] = {}
-    for reply in grid.send_and_receive(messages, timeout=settings.round_timeout_s):
-        node = reply.metadata.src_node_id
-        if reply.has_error():
-            logger.warning("node %d did not join: Flower error %s", node, reply.error.code)
-        elif is_refusal(reply.content):
-            refusal = body_of(reply.content, Refusal)
-            logger.warning("%s did not join: %s: %s", refusal.site, refusal.error, refusal.reason)
-        else:
-            nodes[node] = body_of(reply.content, StatisticsReply)
-    names = [reply.site for reply in nodes.values()]
-    if len(set(names)) != len(names):
-        raise ProtocolError(f"two nodes claim to be the same site: {', '.join(sorted(names))}")
-    if len(nodes) < settings.quorum:
-        raise QuorumError(f"{len(nodes)} of {len(messages)} sites joined, {settings.quorum} are needed")
-    return dict(sorted(nodes.items(), key=lambda item: item[1].site))
-
-
-def connected(grid: Grid, expected: int, *, wait_s: float) -> list[int]:
-    """Return the nodes that are there once all expected ones are, or when the wait is over.
-
-    Engines with processes of their own start the server's app while nodes still register.
-    """
-    end = time.monotonic() + wait_s
-    while len(nodes := sorted(grid.get_node_ids())) < expected and time.monotonic() < end:
-        time.sleep(POLL_S)
-    return nodes
+    coordinator.audit("run_finished", run=folder.path.name, round=settings.rounds)
+    roll.dismiss()
 
 
 def _record_sites(folder: RunFolder, nodes: dict[int, StatisticsReply]) -> dict[Gene, tuple[float, float]]:
+    """Return the class counts of the run: those it was started with, where it is resumed."""
     replies = list(nodes.values())
-    counts = global_counts([(reply.labels, reply.small_cell_limit) for reply in replies])
-    sites = {
-        reply.site: SiteData(
-            cases=reply.cases,
-            labels=reply.labels,
-            modalities=reply.modalities,
-            small_cell_limit=reply.small_cell_limit,
-        )
-        for reply in replies
-    }
+    kept = folder.read()
+    counts = kept.class_counts or global_counts([(reply.labels, reply.small_cell_limit) for reply in replies])
     suppressed = sum(
         cell is None for reply in replies for cells in reply.labels.values() for cell in cells[:2]
     )
-    folder.update(sites=sites, class_counts=counts, suppressed_cells=suppressed, status="running")
+    folder.update(
+        sites={reply.site: site_data(reply) for reply in replies},
+        class_counts=counts,
+        suppressed_cells=suppressed,
+        synthetic=kept.synthetic or any(reply.synthetic for reply in replies),
+        status="running",
+    )
     return counts
-
-
-def _require_same_layout(nodes: dict[int, StatisticsReply], layout: Layout) -> None:
-    other = sorted(reply.site for reply in nodes.values() if reply.layout != layout.digest)
-    if other:
-        raise ProtocolError(
-            f"{', '.join(other)}: builds another network than the coordinator; install one version everywhere"
-        )
 
 
 def _resume(
@@ -211,7 +142,7 @@ def conclude(
     coordinator: Coordinator, checkpoints: Checkpoints, rounds: list[RoundRecord], learner: Learner
 ) -> None:
     """Release the selected round's model, measure it on the report split, write survival and report."""
-    folder, settings = coordinator.folder, coordinator.plan.settings
+    folder, settings = coordinator.folder, coordinator.settings
     chosen = best_round(rounds)
     if chosen is None:
         raise FedGliomaError(f"{folder.path}: no round was completed, there is no model to release")
@@ -219,8 +150,8 @@ def conclude(
     record = folder.read()
     write_model(folder.model, record, chosen, arrays, checkpoints.layout)
     unpack(arrays, learner.model, learner.loss)
-    held_out = [*coordinator.plan.selection, *coordinator.plan.report]
-    splits = ["selection"] * len(coordinator.plan.selection) + ["report"] * len(coordinator.plan.report)
+    held_out = [*coordinator.selection, *coordinator.report]
+    splits = ["selection"] * len(coordinator.selection) + ["report"] * len(coordinator.report)
     predictions = predictions_of(
         learner,
         held_out,

@@ -28,9 +28,17 @@ from fedglioma.weights import from_record, unpack
 from fedglioma_server.checkpoint import Checkpoints
 from fedglioma_server.records import HeldOutRound, RoundRecord, write_rounds
 from fedglioma_server.runfolder import RunFolder
-from fedglioma_server.strategy import FedAvg
+from fedglioma_server.strategy import RoundStrategy
 
 logger = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """A run ended after a complete round because somebody asked for it; it can be continued."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped after round {number}")
+        self.number = number
 
 
 def measure(scores: Scores, learner: Learner) -> HeldOutRound:
@@ -98,15 +106,24 @@ class HeldOut:
     dataset: CaseDataset
     batch_size: int
     device: torch.device
-    strategy: FedAvg
+    strategy: RoundStrategy
     rounds: list[RoundRecord]
     finished: Callable[[RoundRecord], None]
+    stop_asked: Callable[[], bool] = lambda: False
+    between: Callable[[], None] = lambda: None
 
     def __call__(self, server_round: int, record: ArrayRecord) -> MetricRecord | None:
         """Measure the weights after a round and put everything about the round on disk."""
         number = server_round + self.strategy.done
         if self.rounds and number <= self.rounds[-1].round:
             return None
+        self._complete(number, record)
+        if self.stop_asked():
+            raise Stopped(number)
+        self.between()
+        return None
+
+    def _complete(self, number: int, record: ArrayRecord) -> None:
         started = time.perf_counter()
         arrays = from_record(record)
         unpack(arrays, self.learner.model, self.learner.loss)
@@ -115,7 +132,9 @@ class HeldOut:
         scores = predict(self.learner.model, batches, device=self.device)
         heldout = measure(scores, self.learner)
         evaluated = time.perf_counter()
-        self.checkpoints.save(number, arrays)
+        state = self.strategy.state()
+        state_digest = None if state is None else self.checkpoints.save_state(number, state)
+        weights_digest = self.checkpoints.save(number, arrays)
         seconds = {
             **self.strategy.ledger.seconds,
             "evaluate": evaluated - started,
@@ -129,14 +148,16 @@ class HeldOut:
             heldout=heldout,
             log_variances=log_variances(self.learner),
             selected=number > 0 and _better(heldout.loss, best.heldout.loss if best else None),
+            weights_digest=weights_digest,
+            state_digest=state_digest,
         )
         self.rounds.append(line)
         write_rounds(self.folder.rounds_file, self.rounds)
         chosen = best_round(self.rounds)
-        self.checkpoints.prune({number, chosen.round if chosen else number})
+        if not self.strategy.settings.keep_updates:
+            self.checkpoints.prune({number, chosen.round if chosen else number})
         logger.info("%s", describe(line, self.strategy.settings.rounds))
         self.finished(line)
-        return None
 
 
 def _better(loss: float | None, best: float | None) -> bool:

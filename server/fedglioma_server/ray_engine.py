@@ -15,7 +15,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedglioma.data.plan import PLAN_VARIABLE, load_plan
 from fedglioma.errors import ConfigError, FedGliomaError
-from fedglioma_server.federation import Coordinator, Finished, run_federation
+from fedglioma_server.coordinator import Coordinator
+from fedglioma_server.federation import Finished, run_federation
 
 
 def require_ray() -> None:
@@ -54,7 +55,7 @@ def run_ray(
     @server_app.main()
     def main(grid: Grid, _context: Context) -> None:
         try:
-            run_federation(grid, Coordinator(load_plan(plan)), finished)
+            run_federation(grid, Coordinator.of_plan(load_plan(plan)), finished)
         except Exception as error:  # Flower would wrap it; the caller wants the reason itself
             outcome.put(error)
             raise

@@ -88,6 +88,7 @@ class SiteRound(Record):
     """One site in one round."""
 
     status: Literal["ok", "error", "refused", "no_reply", "idle"]
+    code: str | None = Field(default=None, description="the reason in a word")
     reason: str | None = None
     weights: dict[str, float] = Field(default={}, description="aggregation weight per parameter group")
     steps: int = 0
@@ -97,6 +98,7 @@ class SiteRound(Record):
     bytes_down: int = 0
     bytes_up: int = 0
     update_norm: float | None = None
+    digest: str | None = Field(default=None, description="sha256 of the update as it travelled")
 
 
 class HeldOutRound(Record):
@@ -122,6 +124,10 @@ class RoundRecord(Record):
         default={}, description="uncertainty weights s_t after the round"
     )
     selected: bool = Field(default=False, description="lowest held-out loss so far")
+    weights_digest: str | None = Field(default=None, description="sha256 of the global weights after it")
+    state_digest: str | None = Field(
+        default=None, description="sha256 of what the strategy remembers after it"
+    )
 
 
 class PrivacyRecord(Record):

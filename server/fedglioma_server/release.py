@@ -9,9 +9,10 @@ from fedglioma.config.run import RunConfig
 from fedglioma.errors import ConfigError, ProtocolError
 from fedglioma.metrics.bootstrap import Measure
 from fedglioma.metrics.tables import Evaluation
+from fedglioma.tensorfile import read_safetensors, write_safetensors
 from fedglioma.training.learner import Learner, build_learner
-from fedglioma.weights import FlatArrays, Layout, unpack
-from fedglioma_server.checkpoint import arrays_of, digest_of, read_safetensors, write_safetensors
+from fedglioma.weights import FlatArrays, Layout, digest_of, unpack
+from fedglioma_server.checkpoint import arrays_of
 from fedglioma_server.records import RoundRecord, RunRecord, write_json, write_text
 
 CARD = """\
@@ -103,7 +104,7 @@ def load_model(folder: Path) -> tuple[Learner, RunConfig]:
         raise ProtocolError(
             f"{folder}: made for channels {channels} and genes {genes}, which this version does not use"
         )
-    layout = Layout.of(learner.model, learner.loss)
+    layout = Layout.of(learner.model, learner.loss, whole=True)
     if layout.digest != recorded[0]:
         raise ProtocolError(f"{folder}: the weights are of another network than config.json describes")
     file = folder / "model.safetensors"
@@ -111,7 +112,7 @@ def load_model(folder: Path) -> tuple[Learner, RunConfig]:
     arrays = arrays_of(tensors, layout, file)
     if digest_of(arrays) != recorded[1]:
         raise ProtocolError(f"{folder}: model.safetensors is damaged, its content does not match config.json")
-    unpack(arrays, learner.model, learner.loss)
+    unpack(arrays, learner.model, learner.loss, whole=True)
     learner.model.eval()
     return learner, settings
 

@@ -1,6 +1,7 @@
 """The run folder: where everything of a run lies, and who may write it."""
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def updates(self) -> Path:
+        """Folder of the sites' updates per round, where they are kept."""
+        return self.path / "updates"
+
+    @property
     def model(self) -> Path:
         """Folder of the selected model."""
         return self.path / "model"
@@ -68,6 +74,11 @@ class RunFolder:
     def read(self) -> RunRecord:
         """Return the run record."""
         return read_json(self.record_file, RunRecord)
+
+    def key(self) -> str:
+        """Return what tells this run from every other, also from one of the same name."""
+        record = self.read()
+        return hashlib.sha256(f"{record.run_id} {record.created}".encode()).hexdigest()[:16]
 
     def rounds(self) -> list[RoundRecord]:
         """Return the rounds on record."""

@@ -7,7 +7,7 @@ import platform
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import import_module
@@ -24,7 +24,7 @@ from fedglioma.data.cache import Cache
 from fedglioma.data.plan import PLAN_KEY, SimulationPlan, SitePlan
 from fedglioma.data.prepare import Prepared, PreparedCase, PrepareSettings, prepare_cases
 from fedglioma.data.split import Split, assign_split
-from fedglioma.errors import ConfigError, DataError, FedGliomaError
+from fedglioma.errors import ConfigError, DataError
 from fedglioma.training.learner import layout_of, parameter_count
 from fedglioma_server.app import make_app
 from fedglioma_server.gather import Gathering, summarise, write_findings
@@ -32,6 +32,7 @@ from fedglioma_server.inline import run_inline
 from fedglioma_server.ray_engine import run_ray
 from fedglioma_server.records import RoundRecord, RunRecord, SplitCount, write_json, write_text
 from fedglioma_server.runfolder import RunFolder, now
+from fedglioma_server.runstatus import recorded
 
 logger = logging.getLogger(__name__)
 
@@ -177,9 +178,6 @@ def _record(
     for split, items in by_split.items():
         for site, number in Counter(item.case.site for item in items).items():
             splits[site] = splits[site].model_copy(update={split.value: number})
-    digests = "\n".join(
-        sorted(f"{item.digest} {item.case.genotype.labels()} {item.case.site}" for item in prepared.cases)
-    )
     return RunRecord(
         run_id=simulation.folder.path.resolve().name,
         created=now(),
@@ -194,7 +192,7 @@ def _record(
         },
         settings=simulation.settings,
         cohorts=list(simulation.gathering.cohorts),
-        data_digest=hashlib.sha256(digests.encode()).hexdigest(),
+        data_digest=data_digest(prepared.cases),
         parameters=parameter_count(simulation.settings),
         payload_bytes=layout_of(simulation.settings).payload_bytes,
         splits=splits,
@@ -204,6 +202,12 @@ def _record(
             [case.patient for case in simulation.gathering.cases],
         ),
     )
+
+
+def data_digest(cases: Sequence[PreparedCase]) -> str:
+    """Return sha256 over the digests, labels and sites of prepared cases, in any order."""
+    lines = sorted(f"{item.digest} {item.case.genotype.labels()} {item.case.site}" for item in cases)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def require_same_settings(folder: RunFolder, asked: RunConfig) -> None:
@@ -249,29 +253,10 @@ def _run(simulation: Simulation, prepared: Prepared, progress: Progress) -> RunR
     if folder.read().status == "completed":
         logger.info("%s: this run is complete, nothing is left to do", folder.path)
         return folder.read()
-    folder.update(status="running", failure=None, engine=simulation.engine.value)
-    try:
+    folder.update(engine=simulation.engine.value)
+    with recorded(folder):
         _ENGINES[simulation.engine](simulation, plan, progress)
-    except KeyboardInterrupt:
-        folder.update(status="interrupted")
-        raise
-    except Exception as error:
-        folder.update(status="failed", failure=_reason(error, folder))
-        raise
     return folder.read()
-
-
-def _reason(error: Exception, folder: RunFolder) -> str:
-    """Return why a run failed, in one line and without this machine's folders."""
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    if not isinstance(error, FedGliomaError):
-        return f"a defect of fedglioma ({type(error).__name__})"
-    return (
-        str(error)
-        .replace(str(folder.path.resolve()), folder.path.name)
-        .replace(str(folder.path), folder.path.name)
-    )
 
 
 def _run_inline(simulation: Simulation, plan: SimulationPlan, progress: Progress) -> None:

@@ -1,39 +1,38 @@
-"""Who takes part in a round, and how replies become weights.
+"""A round as Flower's ``Strategy`` sees it: who is asked, which replies count, when there are enough.
 
-A strategy decides; ``aggregation.py`` computes and the sites pull (``losses/proximal.py``). A new
-algorithm is one class that overrides what differs.
+What the updates become is ``combiner.py``'s; what a reply must be, ``replies.py``'s. Replies are taken one
+at a time: each is judged, written to disk and dropped before the next is asked for.
 """
 
 import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from statistics import median
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedglioma.case import Gene
 from fedglioma.config.run import RunConfig
-from fedglioma.errors import AggregationError, FedGliomaError, ProtocolError, QuorumError
+from fedglioma.errors import ConfigError, QuorumError
+from fedglioma.payload import broadcast
 from fedglioma.weights import TRUNK, FlatArrays, Layout, from_record, to_record
-from fedglioma.wire import (
-    TRAIN,
-    Refusal,
-    StatisticsReply,
-    TrainReply,
-    TrainRequest,
-    body_of,
-    is_refusal,
-    payload_bytes,
-    request_record,
-    weights_of,
-)
-from fedglioma_server.aggregation import update_norm, weighted_mean
+from fedglioma.wire import TRAIN, StatisticsReply, TrainRequest, payload_bytes, request_record
+from fedglioma_server.aggregation import Update
+from fedglioma_server.combiner import Combiner, ServerState
 from fedglioma_server.records import SiteRound
+from fedglioma_server.replies import Terms, judge
+from fedglioma_server.strategies import combiner_of
+from fedglioma_server.updates import Spool
 
 logger = logging.getLogger(__name__)
+
+ENOUGH_FOR_A_MEDIAN = 3
+
+Judged = Callable[[int, str, SiteRound], None]
+"""Told of a round's number, a site's name and what became of it, as soon as it is known."""
 
 
 @dataclass
@@ -44,12 +43,12 @@ class RoundLedger:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-class FedAvg(Strategy):
-    """Mean of the sites' weights, by labelled cases (McMahan et al. 2017).
+class RoundStrategy(Strategy):
+    """The rounds of a run, whatever combines the updates.
 
-    The trunk is weighted by cases with any known label, each gene's head by the cases whose label of
-    that gene is known. Sites without a labelled case are idle. A refused, wrong-shaped or non-finite
-    update leaves its site out of the round, with the reason recorded.
+    The trunk is weighted by cases with any known label, each gene's head by the cases whose label of that
+    gene is known. Sites without a labelled case are idle. An update that is refused, late, of another
+    shape, not finite or far longer than the others leaves its site out of the round, with the reason.
 
     Parameters
     ----------
@@ -61,8 +60,19 @@ class FedAvg(Strategy):
         Global training counts per gene.
     layout : Layout
         What an update must look like.
+    spool : Spool
+        Where updates lie until they are combined.
+    run : str
+        What tells this run from every other at the sites.
     done : int
         Rounds already completed before this start (resume).
+    judged : callable, optional
+        For the audit log and the gauges.
+
+    Raises
+    ------
+    ConfigError
+        Fewer sites can train than the strategy needs.
     """
 
     def __init__(
@@ -72,136 +82,158 @@ class FedAvg(Strategy):
         class_counts: dict[Gene, tuple[float, float]],
         layout: Layout,
         *,
+        spool: Spool,
+        run: str,
         done: int = 0,
+        judged: Judged = lambda _round, _site, _line: None,
     ) -> None:
         self.settings = settings
         self.nodes = nodes
         self.class_counts = class_counts
         self.layout = layout
+        self.spool = spool
+        self.run = run
         self.done = done
+        self.judged = judged
+        self.combiner = combiner_of(settings)
         self.ledger = RoundLedger()
-        self._previous: FlatArrays = {}
-        self._sent_bytes = 0
+        self._sent: FlatArrays = {}
+        self._asked: set[str] = set()
         self._sent_at = 0.0
-
-    def proximal_mu(self) -> float:
-        """Return the pull towards the global weights that sites apply; none here."""
-        return 0.0
+        require_enough(self.combiner, sum(bool(site.weights.get(TRUNK)) for site in nodes.values()))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return one request per site that has something to train on, in the order of their names."""
-        self._previous = from_record(arrays)
+        """Return one request per site that has something to train on, in the order of their names.
+
+        All of them share one record of the weights. A site that is not connected is asked too: the grid
+        keeps its message until it is.
+        """
+        self.spool.begin()
+        self._sent = from_record(arrays)
         self.ledger = RoundLedger()
+        self._asked = set()
         request = TrainRequest(
+            run=self.run,
             round=server_round + self.done,
             settings=self.settings,
-            proximal_mu=self.proximal_mu(),
+            proximal_mu=self.settings.proximal_mu if self.settings.strategy == "fedprox" else 0.0,
             class_counts=self.class_counts,
             layout=self.layout.digest,
         )
-        online = set(grid.get_node_ids())
+        content = request_record(request)
+        lossless = broadcast(self.settings.payload) == "float32"
+        content["weights"] = arrays if lossless else to_record(self._sent)
+        size = payload_bytes(content)
         messages = []
         for node, site in sorted(self.nodes.items(), key=lambda item: item[1].site):
             if site.weights.get(TRUNK, 0.0) == 0:
-                self.ledger.sites[site.site] = SiteRound(status="idle", reason="no labelled training case")
-            elif node not in online:
-                self.ledger.sites[site.site] = SiteRound(status="no_reply", reason="not connected")
-            else:
-                content = request_record(request)
-                content["weights"] = arrays
-                messages.append(
-                    Message(content, dst_node_id=node, message_type=TRAIN, group_id=str(request.round))
-                )
-                self._sent_bytes = payload_bytes(content)
                 self.ledger.sites[site.site] = SiteRound(
-                    status="no_reply", reason="no reply within the round's time", bytes_down=self._sent_bytes
+                    status="idle", code="idle", reason="no labelled training case"
                 )
+                continue
+            messages.append(
+                Message(content, dst_node_id=node, message_type=TRAIN, group_id=str(request.round))
+            )
+            self._asked.add(site.site)
+            self.ledger.sites[site.site] = SiteRound(
+                status="no_reply",
+                code="no_reply",
+                reason="no reply within the round's time",
+                bytes_down=size,
+            )
         self._sent_at = time.perf_counter()
         return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Return the new global weights; replies are summed in the order of the sites' names.
+        """Return the new global weights; the updates are combined in the order of the sites' names.
 
         Raises
         ------
         QuorumError
-            Fewer sites than the quorum sent a usable update.
+            Fewer sites than the quorum, or than the strategy needs, sent a usable update.
         """
-        arrived = list(replies)
-        self.ledger.seconds["sites"] = time.perf_counter() - self._sent_at
-        started = time.perf_counter()
         number = server_round + self.done
-        updates: dict[str, tuple[FlatArrays, dict[str, float]]] = {}
-        for reply in arrived:
-            self._judge(reply, number, updates)
-        if len(updates) < self.settings.quorum:
-            reasons = "; ".join(
-                f"{name}: {line.reason}"
-                for name, line in sorted(self.ledger.sites.items())
-                if line.status != "ok"
-            )
-            raise QuorumError(
-                f"round {number}: {len(updates)} usable updates, {self.settings.quorum} needed ({reasons})"
-            )
-        ordered = [updates[name] for name in sorted(updates)]
-        result = self.combine(ordered, self._previous)
-        self.ledger.seconds["aggregate"] = time.perf_counter() - started
-        return to_record(result), None
+        updates: dict[str, Update] = {}
+        judging = 0.0
+        arriving = iter(replies)
+        while (reply := next(arriving, None)) is not None:
+            started = time.perf_counter()
+            self._take(reply, number, updates)
+            reply = None  # or its arrays would stay in memory while the next site answers
+            judging += time.perf_counter() - started
+        started = time.perf_counter()
+        self.ledger.seconds["sites"] = started - self._sent_at - judging
+        self._leave_out_the_far(number, updates)
+        self._require_quorum(number, updates)
+        combined = self.combiner.combine([updates[name] for name in sorted(updates)], self._sent)
+        for name in combined.passed_over:
+            self._enter(number, name, self.ledger.sites[name], code="passed_over", reason="not chosen")
+        self.spool.end(number)
+        record = to_record(combined.arrays)
+        self.ledger.seconds["aggregate"] = judging + time.perf_counter() - started
+        return record, None
 
-    def combine(self, updates: list[tuple[FlatArrays, dict[str, float]]], previous: FlatArrays) -> FlatArrays:
-        """Return the global weights that follow from the sites' updates."""
-        return weighted_mean(updates, previous)
-
-    def _judge(
-        self, message: Message, number: int, updates: dict[str, tuple[FlatArrays, dict[str, float]]]
-    ) -> None:
-        node = message.metadata.src_node_id
-        known = self.nodes.get(node)
-        if known is None:
-            logger.warning("round %d: a reply from a node that did not join is ignored", number)
+    def _take(self, message: Message, number: int, updates: dict[str, Update]) -> None:
+        known = self.nodes.get(message.metadata.src_node_id)
+        if known is None or known.site not in self._asked:
+            logger.warning("round %d: a reply from a node that was not asked is ignored", number)
             return
-        sent = self.ledger.sites[known.site].bytes_down
-        try:
-            if message.has_error():
-                raise ProtocolError(f"the site's app failed (Flower error {message.error.code})")
-            if is_refusal(message.content):
-                refusal = body_of(message.content, Refusal)
-                line = SiteRound(
-                    status="refused", reason=f"{refusal.error}: {refusal.reason}", bytes_down=sent
-                )
-            else:
-                reply, arrays = self._check(message, number, known.site)
-                updates[known.site] = (arrays, known.weights)
-                line = SiteRound(
-                    status="ok",
-                    weights=known.weights,
-                    steps=reply.steps,
-                    loss=reply.loss,
-                    loss_by_gene=reply.loss_by_gene,
-                    seconds=reply.seconds,
-                    bytes_down=sent,
-                    bytes_up=payload_bytes(message.content),
-                    update_norm=update_norm(arrays, self._previous),
-                )
-        except FedGliomaError as error:
-            line = SiteRound(status="error", reason=str(error), bytes_down=sent)
-        self.ledger.sites[known.site] = line
-        if line.status != "ok":
-            logger.warning("round %d: %s left out: %s", number, known.site, line.reason)
+        if known.site in updates:
+            logger.warning("round %d: a second reply of %s is ignored", number, known.site)
+            return
+        terms = Terms(number, self.layout, self.settings.payload, self._sent)
+        line, update = judge(message, known, terms, self.spool)
+        if update is not None:
+            updates[known.site] = update
+        self._enter(number, known.site, line)
 
-    def _check(self, message: Message, number: int, site: str) -> tuple[TrainReply, FlatArrays]:
-        reply = body_of(message.content, TrainReply)
-        if reply.site != site or reply.round != number or reply.layout != self.layout.digest:
-            raise ProtocolError(f"reply of {reply.site} for round {reply.round} does not belong here")
-        arrays = weights_of(message.content)
-        self.layout.named(arrays)
-        if not all(np.isfinite(array).all() for array in arrays.values()):
-            raise AggregationError("the update holds numbers that are not finite")
-        return reply, arrays
+    def _enter(self, number: int, site: str, line: SiteRound, **changes: str) -> None:
+        sent = {"bytes_down": self.ledger.sites[site].bytes_down}
+        self.ledger.sites[site] = line.model_copy(update=sent | changes)
+        entered = self.ledger.sites[site]
+        if entered.status != "ok":
+            logger.warning("round %d: %s left out: %s", number, site, entered.reason)
+        self.judged(number, site, entered)
+
+    def _leave_out_the_far(self, number: int, updates: dict[str, Update]) -> None:
+        """Leave out every update that is much longer than the round's usual one.
+
+        Short ones stay: a site with few cases takes few steps, and a step of nearly nothing moves nothing.
+        """
+        norms = {site: self.ledger.sites[site].update_norm or 0.0 for site in updates}
+        limit = self.settings.norm_limit
+        if limit == 0 or len(norms) < ENOUGH_FOR_A_MEDIAN or (usual := median(norms.values())) == 0:
+            return
+        for site, norm in norms.items():
+            if norm > limit * usual:
+                del updates[site]
+                reason = (
+                    f"the update is {norm / usual:.3g} times as long as the round's median, {limit:g} allowed"
+                )
+                self._enter(number, site, self.ledger.sites[site], status="error", code="norm", reason=reason)
+
+    def _require_quorum(self, number: int, updates: dict[str, Update]) -> None:
+        needed = max(self.settings.quorum, self.combiner.least())
+        if len(updates) >= needed:
+            return
+        reasons = "; ".join(
+            f"{name}: {line.reason}"
+            for name, line in sorted(self.ledger.sites.items())
+            if line.status != "ok"
+        )
+        raise QuorumError(f"round {number}: {len(updates)} usable updates, {needed} needed ({reasons})")
+
+    def state(self) -> ServerState | None:
+        """Return what the strategy remembers after the round, to be saved with its weights."""
+        return self.combiner.state()
+
+    def restore(self, state: ServerState | None) -> None:
+        """Take up what was saved with the weights that the run continues from."""
+        self.combiner.restore(state)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -217,19 +249,20 @@ class FedAvg(Strategy):
         """Log what the strategy will do."""
         logger.info(
             "%s over %d sites, %d of %d rounds done",
-            type(self).__name__,
+            self.settings.strategy,
             len(self.nodes),
             self.done,
             self.settings.rounds,
         )
 
 
-class FedProx(FedAvg):
-    """FedAvg whose sites are pulled towards the global weights (Li et al. 2020, equation 2)."""
-
-    def proximal_mu(self) -> float:
-        """Return mu of the run's settings."""
-        return self.settings.proximal_mu
-
-
-STRATEGIES: dict[str, Callable[..., FedAvg]] = {"fedavg": FedAvg, "fedprox": FedProx}
+def require_enough(combiner: Combiner, sites: int) -> None:
+    """Raise ``ConfigError`` where fewer sites can train than the strategy needs in every round."""
+    if sites >= combiner.least():
+        return
+    settings = combiner.settings
+    knob = {"multikrum": f"byzantine {settings.byzantine}", "trimmed_mean": f"trim {settings.trim:g}"}
+    raise ConfigError(
+        f"strategy {settings.strategy} with {knob.get(settings.strategy, 'these settings')} needs "
+        f"{combiner.least()} sites that train, there are {sites}; change it, or choose another strategy"
+    )

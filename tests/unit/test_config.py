@@ -248,7 +248,14 @@ def test_example_explains_every_setting() -> None:
 
 
 def test_policy_allows_what_it_names() -> None:
-    Policy().check(model="mdpnet", strategy="fedprox", rounds=1000, local_epochs=20)
+    Policy().check(
+        model="mdpnet",
+        strategy="fedprox",
+        payload="int8",
+        purpose="research",
+        rounds=1000,
+        local_epochs=20,
+    )
 
 
 @pytest.mark.parametrize(
@@ -256,13 +263,22 @@ def test_policy_allows_what_it_names() -> None:
     [
         ({"model": "resnet"}, "policy: model resnet is not among mdpnet"),
         ({"strategy": "fedsgd"}, "policy: strategy fedsgd is not among fedavg, fedprox"),
+        ({"payload": "int4"}, "policy: payload int4 is not among float32, bfloat16, int8"),
+        ({"purpose": "clinical"}, "policy: purpose clinical is not among research"),
         ({"rounds": 11}, "policy: 11 rounds asked for, at most 10 allowed"),
         ({"local_epochs": 3}, "policy: 3 local epochs asked for, at most 2 allowed"),
     ],
 )
 def test_policy_refuses_the_first_thing_it_does_not_allow(asked: dict[str, Any], said: str) -> None:
     policy = Policy(max_rounds=10, max_local_epochs=2)
-    terms: dict[str, Any] = {"model": "mdpnet", "strategy": "fedavg", "rounds": 10, "local_epochs": 2}
+    terms: dict[str, Any] = {
+        "model": "mdpnet",
+        "strategy": "fedavg",
+        "payload": "float32",
+        "purpose": "research",
+        "rounds": 10,
+        "local_epochs": 2,
+    }
     policy.check(**terms)
     with pytest.raises(PolicyError, match=said):
         policy.check(**(terms | asked))

@@ -1,5 +1,8 @@
 """The inline engine's grid, with sites of three lines."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -141,7 +144,25 @@ def test_interruption_is_not_an_answer(stop: type[BaseException]) -> None:
 
     grid = grid_of(app)
     with pytest.raises(stop):
-        grid.send_and_receive(messages_to(grid, [1]))
+        list(grid.send_and_receive(messages_to(grid, [1])))
+
+
+def test_site_works_only_when_its_reply_is_asked_for() -> None:
+    seen: list[Context] = []
+    grid = grid_of(echo(seen))
+    replies = grid.send_and_receive(messages_to(grid, [1, 2, 3]))
+    assert seen == []
+    next(iter(replies))
+    assert [context.node_id for context in seen] == [1]
+
+
+def test_grid_keeps_no_reply_that_was_taken() -> None:
+    grid = grid_of(echo())
+    replies = iter(grid.send_and_receive(messages_to(grid, [1, 2])))
+    first = weakref.ref(next(replies))
+    next(replies)
+    gc.collect()
+    assert first() is None
 
 
 def test_reply_is_given_once() -> None:

@@ -59,6 +59,7 @@ bodies = st.one_of(
     ),
     st.builds(
         TrainRequest,
+        run=names,
         round=st.integers(1, 10**6),
         settings=st.just(RunConfig()),
         proximal_mu=positive,
@@ -70,6 +71,8 @@ bodies = st.one_of(
         site=names,
         round=counts,
         layout=names,
+        payload=st.sampled_from(["float32", "bfloat16", "int8"]),
+        digest=names,
         weights=st.dictionaries(names, positive, max_size=3),
         steps=counts,
         loss=st.none() | numbers,
@@ -85,6 +88,8 @@ def train_reply(**changed: object) -> TrainReply:
         "site": "henan",
         "round": 3,
         "layout": "abc",
+        "payload": "float32",
+        "digest": "0" * 64,
         "weights": {"trunk": 4.0},
         "steps": 2,
         "loss": 0.5,
@@ -200,6 +205,7 @@ def test_settings_in_a_request_are_checked_as_everywhere() -> None:
 )
 def test_request_out_of_bounds_is_refused(field: str, value: object) -> None:
     table = {
+        "run": "abc",
         "round": 1,
         "settings": RunConfig().model_dump(mode="json"),
         "proximal_mu": 0.0,
@@ -240,7 +246,7 @@ def test_what_a_site_can_say_is_this_and_no_more() -> None:
     """A new field is a new thing that leaves a hospital: look at it before you add it here."""
     assert set(StatisticsReply.model_fields) == {
         *("protocol", "kind", "site", "version", "layout", "cases", "labels", "modalities"),
-        *("weights", "small_cell_limit"),
+        *("weights", "small_cell_limit", "synthetic"),
     }
     assert set(TrainReply.model_fields) == {
         *(
@@ -249,6 +255,8 @@ def test_what_a_site_can_say_is_this_and_no_more() -> None:
             "site",
             "round",
             "layout",
+            "payload",
+            "digest",
             "weights",
             "steps",
             "loss",
@@ -268,6 +276,8 @@ def test_reply_with_a_number_that_is_none_is_refused() -> None:
                 "site": "a",
                 "round": 1,
                 "layout": "",
+                "payload": "float32",
+                "digest": "",
                 "weights": {},
                 "steps": 1,
                 "loss": None,

@@ -1,0 +1,262 @@
+"""What a round costs: ours inline and deployed beside NVIDIA FLARE's simulator and POC, on one machine.
+
+    python benchmarks/federation.py compare --flare-python X/bin/python
+
+No site trains: each answers with the received float32 weights plus one, so that what is measured is the
+federation alone. Both sides carry the same number of bytes: the real network's at a width that comes nearest
+to the asked-for megabytes, in one array at FLARE. All systems run one after the other. Seconds are from a
+round's start to the next one's; the first round is dropped and the median taken. CPU seconds are of all
+processes of the system together. Memory is the highest proportional set size (PSS) while rounds run, the
+first one included, of the server's processes together and of all processes.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import lru_cache, partial
+from importlib.metadata import version
+from pathlib import Path
+
+from fedglioma.console import prepare_environment
+
+prepare_environment()
+
+import flare  # noqa: E402
+from adding import STAMPS, terms  # noqa: E402
+from page import fill  # noqa: E402
+from sampling import SERVER, Figures, Role, Sampler, figures, marked  # noqa: E402
+
+from fedglioma.training.learner import layout_of  # noqa: E402
+
+HERE = Path(__file__).parent
+WIDTHS = range(1, 17)
+INLINE, DEPLOYED, SIMULATOR, POC = "ours inline", "ours deployed", "FLARE simulator", "FLARE POC"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One measurement: how many sites exchange how much how often, and where they may write."""
+
+    sites: int
+    width: int
+    rounds: int
+    folder: Path
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one set of weights."""
+        return payload(self.width)
+
+
+Run = Callable[[Task, Mapping[str, str]], list[float]]
+"""Runs a task in processes with this environment; answers the first round's start and each one's end."""
+
+
+@dataclass(frozen=True)
+class System:
+    """Something that can be measured."""
+
+    run: Run
+    role: Role
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table."""
+
+    system: str
+    task: Task
+    figures: Figures | None
+    failure: str = ""
+
+
+@lru_cache
+def payload(width: int) -> int:
+    """Return the bytes of a network's weights."""
+    return layout_of(terms(width, 1)).payload_bytes
+
+
+def nearest_width(megabytes: float) -> int:
+    """Return the width whose weights come nearest to a size."""
+    return min(WIDTHS, key=lambda width: abs(payload(width) - megabytes * 1e6))
+
+
+def run_inline(task: Task, environment: Mapping[str, str]) -> list[float]:
+    """Run the inline engine in a process of its own."""
+    words = [str(task.folder), "--sites", str(task.sites), "--width", str(task.width)]
+    answer = subprocess.run(  # noqa: S603 - this interpreter, a script beside this one
+        [sys.executable, str(HERE / "adding.py"), *words, "--rounds", str(task.rounds)],
+        env=dict(environment),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if answer.returncode != 0:
+        raise RuntimeError(f"inline: {answer.stderr[-1500:]}")
+    return [float(stamp) for stamp in json.loads((task.folder / STAMPS).read_text())]
+
+
+def run_flare(
+    run: Callable[..., list[float]], python: str, task: Task, environment: Mapping[str, str]
+) -> list[float]:
+    """Run one of FLARE's modes."""
+    return run(
+        python, task.folder, environment, sites=task.sites, numbers=task.bytes // 4, rounds=task.rounds
+    )
+
+
+def systems(flare_python: str | None) -> dict[str, System]:
+    """Return what can be measured on this machine."""
+    found = {INLINE: System(run_inline, lambda _command: SERVER)}
+    if flare_python is not None:
+        found[SIMULATOR] = System(partial(run_flare, flare.run_simulator, flare_python), flare.simulator_role)
+        found[POC] = System(partial(run_flare, flare.run_poc, flare_python), flare.poc_role)
+    return found
+
+
+def measure(system: System, task: Task) -> Figures:
+    """Return what a system's rounds cost; its processes are ended whatever happens."""
+    task.folder.mkdir(parents=True)
+    with Sampler(role=system.role) as sampler:
+        stamps = system.run(task, marked(sampler.mark))
+    shutil.rmtree(task.folder, ignore_errors=True)
+    if len(stamps) != task.rounds + 1:
+        raise RuntimeError(f"{len(stamps) - 1} rounds of {task.rounds} were seen")
+    return replace(figures(sampler.samples, stamps), sampler_share=sampler.share)
+
+
+def compare(asked: argparse.Namespace, scratch: Path) -> Iterator[Line]:
+    """Yield the lines of the comparison as they are measured: by size and sites, the systems in turn."""
+    known = systems(asked.flare_python)
+    for number, (megabytes, sites, name) in enumerate(
+        (size, count, name) for size in asked.sizes for count in asked.sites for name in asked.systems
+    ):
+        if name not in known:
+            continue
+        task = Task(sites, nearest_width(megabytes), asked.rounds, scratch / str(number))
+        try:
+            yield Line(name, task, measure(known[name], task))
+        except (RuntimeError, ValueError, OSError, subprocess.SubprocessError) as error:
+            # An hour of figures is not thrown away for one that could not be measured.
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+            yield Line(name, task, None, type(error).__name__)
+
+
+HEAD = ("system", "sites", "MB", "s per round", "CPU s per round", "server MB", "all MB")
+
+
+def cells(line: Line) -> tuple[str, ...]:
+    """Return a line's cells, as in ``HEAD``."""
+    found = line.figures
+    start = line.system, str(line.task.sites), f"{line.task.bytes / 1e6:.0f}"
+    if found is None:
+        return *start, *["failed"] * 4
+    return (
+        *start,
+        f"{found.seconds_per_round:.2f}",
+        f"{found.cpu_s_per_round:.2f}",
+        f"{found.peak_server_mb:.0f}",
+        f"{found.peak_all_mb:.0f}",
+    )
+
+
+def row(values: tuple[str, ...]) -> str:
+    """Return cells as a line of text, numbers to the right."""
+    return f"{values[0]:16}" + "".join(
+        f"{value:>{max(len(head), 5) + 2}}" for value, head in zip(values[1:], HEAD[1:], strict=True)
+    )
+
+
+RATIOS = (
+    ("seconds, FLARE simulator over ours inline", SIMULATOR, INLINE, "seconds_per_round"),
+    ("seconds, FLARE POC over ours deployed", POC, DEPLOYED, "seconds_per_round"),
+    ("server memory, ours deployed over FLARE POC", DEPLOYED, POC, "peak_server_mb"),
+)
+
+
+def ratios(lines: list[Line]) -> Iterator[str]:
+    """Yield how the systems compare where both were measured, one line per size and number of sites."""
+    found = {(line.system, line.task.width, line.task.sites): line.figures for line in lines if line.figures}
+    for title, upper, lower, what in RATIOS:
+        for system, width, sites in found:
+            below = found.get((lower, width, sites))
+            if system == upper and below is not None:
+                ratio = getattr(found[upper, width, sites], what) / getattr(below, what)
+                yield f"{title}: {ratio:.2f} at {payload(width) / 1e6:.0f} MB, {sites} sites"
+
+
+def sampling_cost(lines: list[Line]) -> str:
+    """Return what measuring cost, so that a reader can judge whether it disturbed."""
+    share = max((line.figures.sampler_share for line in lines if line.figures), default=0.0)
+    return f"sampling took at most {100 * share:.0f} % of a core"
+
+
+def surroundings(flare_version: str | None, rounds: int) -> str:
+    """Return the machine, the versions and the load before anything was measured."""
+    load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
+    versions = [f"{name} {version(name)}" for name in ("fedglioma", "flwr", "torch", "numpy")]
+    if flare_version is not None:
+        versions.append(f"nvflare {flare_version}")
+    return "\n".join(
+        [
+            f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({platform.machine()}), "
+            f"load before the run {load}",
+            f"Python {platform.python_version()}, {', '.join(versions)}",
+            f"{rounds} rounds each, the first dropped, median of the others",
+        ]
+    )
+
+
+def options() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["compare"], nargs="?", default="compare")
+    parser.add_argument("--sizes", type=float, nargs="+", default=[0, 20, 120], help="megabytes, about")
+    parser.add_argument("--sites", type=int, nargs="+", default=[2, 3])
+    parser.add_argument("--rounds", type=int, default=4)
+    every = [INLINE, DEPLOYED, SIMULATOR, POC]
+    parser.add_argument("--systems", nargs="+", choices=every, default=every)
+    parser.add_argument(
+        "--flare-python",
+        default=os.environ.get("FEDGLIOMA_FLARE_PYTHON"),
+        help=f"the Python of an environment with NVIDIA FLARE: {flare.HOW_TO_INSTALL}",
+    )
+    parser.add_argument("--out", type=Path, help="page whose figures are replaced")
+    return parser
+
+
+def main() -> None:
+    """Measure and print."""
+    asked = options().parse_args()
+    found = flare.version_of(asked.flare_python)
+    if found is None:
+        reason = "has no nvflare" if asked.flare_python else "is not given"
+        print(f"FLARE is left out: --flare-python {reason}. {flare.HOW_TO_INSTALL}", file=sys.stderr)
+        asked.flare_python = None
+    text = [surroundings(found, asked.rounds), "", row(HEAD)]
+    print("\n".join(text), flush=True)
+    lines = []
+    with tempfile.TemporaryDirectory(prefix="fedglioma-benchmark-") as scratch:
+        for line in compare(asked, Path(scratch)):
+            lines.append(line)
+            text.append(row(cells(line)))
+            print(text[-1], flush=True)
+    compared = [*ratios(lines), sampling_cost(lines)]
+    print("\n".join(["", *compared]))
+    if asked.out:
+        fenced = "\n".join(["```text", *text, "", *compared, "```"])
+        fill(asked.out, "output of benchmarks/federation.py compare", fenced)
+
+
+if __name__ == "__main__":
+    main()

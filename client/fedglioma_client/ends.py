@@ -1,0 +1,8 @@
+"""How a site's node process ends: exit codes between it and its supervisor."""
+
+from typing import Final
+
+FINISHED: Final = 64
+"""The run has finished and the node was started for one run only."""
+FAILED: Final = 70
+"""Flower's connection or the worker ended; starting again is worth a try."""

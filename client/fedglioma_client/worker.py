@@ -1,0 +1,181 @@
+"""The only code of a hospital that answers messages: the installed app, in the SuperNode's own process.
+
+The bundle that a server ships is never unpacked. Its digest must be that of the bundle which this
+version builds, its run may override nothing, and only the known kinds of message are answered. What is
+refused is answered with a refusal, so that the coordinator reads the reason.
+"""
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode, SubStatus
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.object_store import NoObjectInStoreError, ObjectStore
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode.nodestate import NodeState
+
+from fedglioma.bundle import build_bundle
+from fedglioma.errors import PolicyError
+from fedglioma.wire import FINISHED, STATISTICS, TRAIN, Refusal, payload_bytes, reply_to
+
+logger = logging.getLogger(__name__)
+
+KINDS = frozenset({STATISTICS, TRAIN, FINISHED})
+POLL_S = 0.02
+
+Journal = Callable[..., None]
+"""Told of every step: event, then facts; the site's audit log listens."""
+
+
+@dataclass
+class Worker:
+    """Answers the messages that the SuperNode of this process takes, one at a time.
+
+    Parameters
+    ----------
+    state, store
+        The SuperNode's memory, shared with this worker.
+    app : ClientApp
+        The installed app.
+    node_config : dict
+        What the app learns of this node: where the site's settings lie.
+    site : str
+        The site's name, for refusals.
+    journal : callable
+        Told of what was offered, accepted, refused and sent.
+    phase : callable
+        Told of what the worker does: wait, train.
+    """
+
+    state: NodeState
+    store: ObjectStore
+    app: ClientApp
+    node_config: dict[str, str]
+    site: str
+    journal: Journal
+    phase: Callable[[str], None] = lambda _name: None
+    finished: threading.Event = field(default_factory=threading.Event)
+    last_reply: str = ""
+
+    def serve(self) -> None:
+        """Answer messages for ever."""
+        while True:
+            waiting = self.state.get_messages_legacy(is_reply=False, limit=1)
+            if not waiting:
+                time.sleep(POLL_S)
+                continue
+            self.phase("download")
+            message = self._whole(waiting[0])
+            if message is not None:
+                self._answer(message)
+            self.phase("wait")
+
+    def _whole(self, head: Message) -> Message | None:
+        """Return a message with its content once the SuperNode has fetched it; None if it gave up."""
+        number = head.metadata.message_id
+        while True:
+            try:
+                digests = [tree.object_id for tree in iterate_object_tree(self.store.get_object_tree(number))]
+            except NoObjectInStoreError:
+                return None
+            contents = {digest: self.store.get(digest) for digest in digests}
+            if all(contents.values()):
+                break
+            time.sleep(POLL_S)
+        message = inflate_object_from_contents(number, {d: bytes(c) for d, c in contents.items() if c})
+        del contents
+        self.store.delete(number)
+        if not isinstance(message, Message):
+            return None
+        message.metadata.__dict__["_message_id"] = number
+        return message
+
+    def _answer(self, message: Message) -> None:
+        asked = message.metadata
+        run = self.state.get_run(asked.run_id)
+        TaskIdentity.run_id, TaskIdentity.task_id = asked.run_id, 1
+        TaskIdentity.node_id = self.state.get_node_id()
+        size = payload_bytes(message.content) if message.has_content() else 0
+        what = {"kind": asked.message_type, "round": asked.group_id}
+        self.journal("offered", **what, digests=[asked.message_id], bytes=size)
+        self.state.record_message_processing_start(asked.message_id)
+        self.phase("train")
+        reply = self._reply(message, run)
+        self.state.record_message_processing_end(asked.message_id)
+        self._finish_tasks(asked.run_id)
+        self.phase("upload")
+        number, size = self._send(reply)
+        self.journal("sent", **what, digests=[number], bytes=size)
+        if asked.message_type == FINISHED:
+            self.finished.set()
+
+    def _reply(self, message: Message, run: Run | None) -> Message:
+        asked = message.metadata
+        try:
+            self._require_ours(message, run)
+        except PolicyError as error:
+            logger.error("refused: %s", error)
+            self.journal("refused", kind=asked.message_type, round=asked.group_id, reason=str(error))
+            refusal = Refusal(
+                site=self.site, error="PolicyError", exit_code=error.exit_code, reason=str(error)
+            )
+            return reply_to(message, refusal)
+        context = Context(
+            run_id=asked.run_id,
+            node_id=self.state.get_node_id(),
+            node_config=dict(self.node_config),
+            state=RecordDict(),
+            run_config={},
+        )
+        try:
+            return self.app(message, context)
+        except Exception as error:  # the app answers for its errors itself; this is a defect in it
+            logger.exception("the app failed")
+            reason = type(error).__name__  # the words of an unknown error could name a path
+            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+    def _require_ours(self, message: Message, run: Run | None) -> None:
+        """Raise ``PolicyError`` unless the run carries this version's bundle and asks a known thing."""
+        fab = None if run is None else self.state.get_fab(run.fab_hash)
+        content = b"" if fab is None else fab.content
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != build_bundle().digest:
+            raise PolicyError(
+                f"bundle {digest[:12]} is not the one that this site's fedglioma builds "
+                f"({build_bundle().digest[:12]}); install the same version at both ends"
+            )
+        if run is not None and run.override_config:
+            raise PolicyError(f"the run overrides settings of its bundle: {', '.join(run.override_config)}")
+        if message.metadata.message_type not in KINDS:
+            raise PolicyError(f"message of kind {message.metadata.message_type!r}: answered by no site")
+
+    def _finish_tasks(self, run_id: int) -> None:
+        """Mark the SuperNode's task records of a run as done: this worker answers without claiming them."""
+        for task in self.state.get_tasks(run_ids=[run_id]):
+            self.state.finish_task(task.task_id, SubStatus.STOPPED, "answered")
+
+    def _send(self, reply: Message) -> tuple[str, int]:
+        """Hand a reply to the SuperNode, and return its digest and its size in bytes."""
+        size = payload_bytes(reply.content) if reply.has_content() else 0
+        with no_object_id_recompute():
+            number = reply.object_id
+            reply.metadata.__dict__["_message_id"] = number
+            self.store.preregister(reply.metadata.run_id, get_object_tree(reply))
+            for digest, item in get_all_nested_objects(reply).items():
+                self.store.put(digest, item.deflate())
+            self.last_reply = number
+            self.state.store_message(reply)
+        return number, size

@@ -1,0 +1,120 @@
+"""The server's own control: status and stop, on loopback, behind a secret that only its owner can read."""
+
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fedglioma.errors import ConfigError, FedGliomaError
+from fedglioma_server.gate import Receive, Scope, Send
+from fedglioma_server.link import Address, serving
+from fedglioma_server.runfolder import RunFolder
+
+LOOPBACK = "127.0.0.1"
+FILE = "control.json"
+_WAIT_S = 10.0
+
+
+class Handle(BaseModel):
+    """Where a running server can be asked, and the secret; ``work/control.json``, mode 0600."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    port: int
+    secret: str
+    pid: int
+
+
+def handle_file(folder: RunFolder) -> Path:
+    """Return where a run's handle lies."""
+    return folder.work / FILE
+
+
+class Control:
+    """An ASGI application with two calls: GET /status and POST /stop."""
+
+    def __init__(self, status: Callable[[], dict[str, Any]], stop: Callable[[], None]) -> None:
+        self.secret = secrets.token_urlsafe(32)
+        self._status = status
+        self._stop = stop
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a call that brings the secret; all others get 404."""
+        if scope["type"] != "http":
+            return
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        code, body = 404, b""
+        if hmac.compare_digest(given, f"Bearer {self.secret}".encode()):
+            call = (scope["method"], scope["path"])
+            if call == ("GET", "/status"):
+                code, body = 200, json.dumps(self._status(), allow_nan=False).encode()
+            elif call == ("POST", "/stop"):
+                self._stop()
+                code, body = 200, b"{}"
+        headers = [(b"content-length", str(len(body)).encode()), (b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": code, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    @contextmanager
+    def listening(self, folder: RunFolder) -> Iterator[int]:
+        """Answer on a free loopback port until the block ends, and say in the run folder where."""
+        path = handle_file(folder)
+        with serving(self, Address(LOOPBACK, 0)) as port:
+            handle = Handle(port=port, secret=self.secret, pid=os.getpid())
+            _write_secret(path, handle.model_dump_json())
+            try:
+                yield port
+            finally:
+                path.unlink(missing_ok=True)
+
+
+def _write_secret(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.unlink(missing_ok=True)
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    temporary.replace(path)
+
+
+def ask(folder: RunFolder, method: str, call: str) -> dict[str, Any] | None:
+    """Return a running server's answer; None where no server runs on this folder.
+
+    Raises
+    ------
+    ConfigError
+        The handle is damaged or may not be read.
+    FedGliomaError
+        A server runs there but does not answer.
+    """
+    path = handle_file(folder)
+    try:
+        handle = Handle.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise ConfigError(f"{path}: cannot be read ({type(error).__name__}); are you its owner?") from None
+    try:
+        answer = httpx.request(
+            method,
+            f"http://{LOOPBACK}:{handle.port}/{call}",
+            headers={"authorization": f"Bearer {handle.secret}"},
+            timeout=_WAIT_S,
+            trust_env=False,
+        )
+    except httpx.ConnectError:
+        return None  # it was killed and could not take its handle away
+    except httpx.HTTPError as error:
+        raise FedGliomaError(
+            f"the server (process {handle.pid}) does not answer ({type(error).__name__})"
+        ) from None
+    if answer.status_code != httpx.codes.OK:
+        return None  # the port now belongs to another program
+    return dict(answer.json())

@@ -1,0 +1,78 @@
+"""What the coordinating centre brings to a run, whatever engine carries the messages."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from fedglioma.config.run import RunConfig
+from fedglioma.data.dataset import CaseDataset
+from fedglioma.data.plan import SimulationPlan
+from fedglioma.data.prepare import PreparedCase
+from fedglioma_server.runfolder import RunFolder
+
+CONNECT_S = 120.0
+
+
+class Audit(Protocol):
+    """Told of what happens in a run."""
+
+    def __call__(self, event: str, /, **facts: Any) -> None:
+        """Record an event."""
+        ...
+
+
+def _unheard(_event: str, /, **_facts: Any) -> None:
+    """Record nothing: a simulation has no audit log."""
+
+
+@dataclass(frozen=True)
+class Coordinator:
+    """What the coordinating centre brings to a run: terms, its held-out cases, and where to write.
+
+    ``members`` gives the nodes that belong to the run and their sites, whether or not they are connected;
+    None where the engine's nodes are all there are (simulations). ``audit`` hears what happens,
+    ``stop_asked`` is asked after every round.
+    """
+
+    path: Path
+    settings: RunConfig
+    selection: tuple[PreparedCase, ...] = ()
+    report: tuple[PreparedCase, ...] = ()
+    device_name: str = "cpu"
+    threads: int = 0
+    sites: int = 0
+    join_timeout_s: float = CONNECT_S
+    members: Callable[[], Mapping[int, str]] | None = None
+    audit: Audit = _unheard
+    stop_asked: Callable[[], bool] = lambda: False
+
+    @classmethod
+    def of_plan(cls, plan: SimulationPlan) -> "Coordinator":
+        """Return the coordinator of a simulation."""
+        return cls(
+            path=plan.run_folder,
+            settings=plan.settings,
+            selection=plan.selection,
+            report=plan.report,
+            device_name=plan.device,
+            threads=plan.threads,
+            sites=len(plan.sites),
+            join_timeout_s=min(CONNECT_S, plan.settings.round_timeout_s),
+        )
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's folder."""
+        return RunFolder(self.path)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the held-out cases are evaluated."""
+        return torch.device(self.device_name)
+
+    def dataset(self, cases: tuple[PreparedCase, ...]) -> CaseDataset:
+        """Return held-out cases for evaluation: centre crops, nothing random."""
+        return CaseDataset(cases, crop=self.settings.crop, augment=None, seed=0)

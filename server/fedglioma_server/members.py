@@ -1,0 +1,104 @@
+"""Which hospitals may connect: the folder of public keys, read again while the server runs.
+
+``sites/<site>.pub`` lets a hospital in; moving the file to ``sites/revoked/`` shuts it out within
+seconds, without a restart.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from fedglioma.config.site import SITE_NAME
+from fedglioma.errors import ConfigError, FedGliomaError
+from fedglioma.nodekey import read_public_key
+from fedglioma_server.gate import Standing
+
+logger = logging.getLogger(__name__)
+
+REVOKED = "revoked"
+LOOK_S = 2.0
+
+
+class Members:
+    """The book of keys.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds ``<site>.pub`` files, and ``revoked/`` with those that no longer count.
+
+    Raises
+    ------
+    ConfigError
+        The folder is not there, holds no key, or a key cannot be read or stands under two names.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = threading.Lock()
+        self._members: dict[bytes, str] = {}
+        self._revoked: dict[bytes, str] = {}
+        self._closing = threading.Event()
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: no such folder of public keys; fedglioma-server provision makes it")
+        self._members, self._revoked = self._read()
+        if not self._members:
+            raise ConfigError(f"{folder}: holds no SITE.pub, so no hospital could join")
+
+    @property
+    def sites(self) -> dict[str, bytes]:
+        """The hospitals that may connect, and their keys."""
+        with self._lock:
+            return {site: key for key, site in sorted(self._members.items(), key=lambda item: item[1])}
+
+    def standing(self, public_key: bytes) -> tuple[Standing, str]:
+        """Return what a key is here, and whose."""
+        with self._lock:
+            if public_key in self._members:
+                return "member", self._members[public_key]
+            if public_key in self._revoked:
+                return "revoked", self._revoked[public_key]
+            return "unknown", ""
+
+    def watch(self, admit: Callable[[str, bytes], object], expel: Callable[[str, bytes], object]) -> None:
+        """Look at the folder every few seconds, in a thread, and tell who came and who has to go."""
+        threading.Thread(target=self._watch, args=(admit, expel), name="members", daemon=True).start()
+
+    def close(self) -> None:
+        """End the watch."""
+        self._closing.set()
+
+    def _watch(self, admit: Callable[[str, bytes], object], expel: Callable[[str, bytes], object]) -> None:
+        while not self._closing.wait(LOOK_S):
+            try:
+                members, revoked = self._read()
+            except (FedGliomaError, OSError) as error:
+                logger.warning("public keys are not read again: %s", error)
+                continue
+            with self._lock:
+                gone = {key: site for key, site in self._members.items() if members.get(key) != site}
+                new = {key: site for key, site in members.items() if self._members.get(key) != site}
+                self._members, self._revoked = members, revoked
+            for key, site in gone.items():
+                logger.warning("%s: its key no longer counts, it is shut out", site)
+                expel(site, key)
+            for key, site in new.items():
+                logger.info("%s: may join", site)
+                admit(site, key)
+
+    def _read(self) -> tuple[dict[bytes, str], dict[bytes, str]]:
+        members: dict[bytes, str] = {}
+        for path in sorted(self.folder.glob("*.pub")):
+            if not SITE_NAME.fullmatch(path.stem):
+                raise ConfigError(f"{path}: the file's name is no site's name; rename it")
+            key = read_public_key(path)
+            if key in members:
+                raise ConfigError(f"{path}: holds the same key as {members[key]}.pub; each site has its own")
+            members[key] = path.stem
+        revoked: dict[bytes, str] = {}
+        for path in sorted((self.folder / REVOKED).glob("*.pub")):
+            key = read_public_key(path)
+            members.pop(key, None)
+            revoked[key] = path.stem
+        return members, revoked

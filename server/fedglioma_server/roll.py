@@ -1,0 +1,215 @@
+"""The roll call: which sites take part in a run, and what each says of itself before any training."""
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fedglioma.audit import shortened
+from fedglioma.errors import ProtocolError, QuorumError
+from fedglioma.training.learner import layout_of
+from fedglioma.wire import (
+    FINISHED,
+    STATISTICS,
+    Refusal,
+    RunFinished,
+    StatisticsReply,
+    StatisticsRequest,
+    body_of,
+    is_refusal,
+    payload_bytes,
+    request_record,
+)
+from fedglioma_server.coordinator import Coordinator
+from fedglioma_server.records import Record, SiteData, read_json, write_json
+from fedglioma_server.runfolder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.1
+LATE_S = 60.0
+GOODBYE_S = 15.0
+
+
+class Roll:
+    """Which sites take part, and what each said of itself in the statistics round.
+
+    ``nodes`` is shared with the strategy: a site that joins late is asked between two rounds and takes
+    part from the next. What a site said is kept with the run, so that a server that was started again
+    goes on with the same sites and the same counts.
+    """
+
+    def __init__(self, grid: Grid, coordinator: Coordinator) -> None:
+        self._grid = grid
+        self._coordinator = coordinator
+        self._layout = layout_of(coordinator.settings).digest
+        self.nodes: dict[int, StatisticsReply] = {}
+
+    @property
+    def answers(self) -> dict[str, StatisticsReply]:
+        """The sites that take part and what each said."""
+        return {reply.site: reply for reply in self.nodes.values()}
+
+    def call(self) -> None:
+        """Ask every site once; sites that refuse are named in the log and left out.
+
+        Raises
+        ------
+        QuorumError
+            Fewer sites than the quorum joined.
+        ProtocolError
+            Two nodes claim the same site, or a site builds another network.
+        """
+        coordinator, settings = self._coordinator, self._coordinator.settings
+        members = coordinator.members
+        if members is None:
+            asked = connected(self._grid, coordinator.sites, wait_s=coordinator.join_timeout_s)
+            timeout = settings.round_timeout_s
+        else:
+            self._remember(members())
+            asked = [node for node in members() if node not in self.nodes]
+            timeout = coordinator.join_timeout_s
+        self._ask(asked, timeout)
+        names = [reply.site for reply in self.nodes.values()]
+        if len(set(names)) != len(names):
+            raise ProtocolError(f"two nodes claim to be the same site: {', '.join(sorted(names))}")
+        if len(self.nodes) < settings.quorum:
+            raise QuorumError(
+                f"{len(self.nodes)} of {max(len(asked), len(self.nodes))} sites joined, "
+                f"{settings.quorum} are needed"
+            )
+        self._require_same_layout()
+        self._keep()
+
+    def call_late(self) -> None:
+        """Ask the sites that have come since; one that answers takes part from the next round."""
+        members = self._coordinator.members
+        if members is None:
+            return
+        online = set(self._grid.get_node_ids())
+        late = [node for node in members() if node in online and node not in self.nodes]
+        if not late:
+            return
+        before = set(self.nodes)
+        self._ask(late, LATE_S)
+        self._drop_other_layouts(set(self.nodes) - before)
+        if set(self.nodes) != before:
+            names = ", ".join(sorted(self.nodes[node].site for node in set(self.nodes) - before))
+            logger.info("%s joined late; class counts stay those of the start", names)
+            self._keep()
+            folder = self._coordinator.folder
+            folder.update(sites={reply.site: site_data(reply) for reply in self.nodes.values()})
+
+    def dismiss(self) -> None:
+        """Tell the connected sites that the run is over."""
+        members = self._coordinator.members
+        if members is None:
+            return
+        online = set(self._grid.get_node_ids())
+        told = RunFinished(run=self._coordinator.folder.path.name, status="completed")
+        messages = [
+            Message(request_record(told), dst_node_id=node, message_type=FINISHED, group_id="end")
+            for node in self.nodes
+            if node in online
+        ]
+        for _reply in self._grid.send_and_receive(messages, timeout=GOODBYE_S):
+            pass
+
+    def _ask(self, nodes: list[int], timeout: float) -> None:
+        content = request_record(StatisticsRequest(settings=self._coordinator.settings))
+        messages = [
+            Message(content, dst_node_id=node, message_type=STATISTICS, group_id="0") for node in nodes
+        ]
+        for reply in self._grid.send_and_receive(messages, timeout=timeout):
+            self._hear(reply)
+        self._sort()
+
+    def _hear(self, reply: Message) -> None:
+        node = reply.metadata.src_node_id
+        members = self._coordinator.members
+        site = None if members is None else members().get(node, "unknown")
+        name = site or f"node {node}"
+        try:
+            if reply.has_error():
+                raise ProtocolError(f"{reply.error.reason or f'Flower error {reply.error.code}'}")
+            if is_refusal(reply.content):
+                refusal = body_of(reply.content, Refusal)
+                name = site or refusal.site
+                raise ProtocolError(f"{refusal.error}: {refusal.reason}")
+            answer = body_of(reply.content, StatisticsReply)
+            if site is not None and answer.site != site:
+                raise ProtocolError(f"it calls itself {answer.site}, its key is that of {site}")
+        except ProtocolError as error:
+            logger.warning("%s did not join: %s", name, error)
+            self._coordinator.audit("site_refused", site=name, reason=shortened(str(error)))
+            return
+        self.nodes[node] = answer
+        logger.info("%s takes part: about %d cases", answer.site, answer.cases)
+        self._coordinator.audit("site_joined", site=answer.site, bytes=payload_bytes(reply.content))
+
+    def _require_same_layout(self) -> None:
+        other = sorted(reply.site for reply in self.nodes.values() if reply.layout != self._layout)
+        if other:
+            raise ProtocolError(
+                f"{', '.join(other)}: builds another network than the coordinator; "
+                "install one version everywhere"
+            )
+
+    def _drop_other_layouts(self, nodes: set[int]) -> None:
+        for node in nodes:
+            if self.nodes[node].layout != self._layout:
+                logger.warning("%s did not join: it builds another network", self.nodes[node].site)
+                del self.nodes[node]
+
+    def _remember(self, members: Mapping[int, str]) -> None:
+        """Take what sites said when this run was first started."""
+        path = _answers_file(self._coordinator.folder)
+        if not path.exists():
+            return
+        kept = read_json(path, Answers).answers
+        self.nodes.update({node: kept[site] for node, site in members.items() if site in kept})
+        self._sort()
+
+    def _sort(self) -> None:
+        """Put the nodes in the order of their sites' names; in place, the strategy holds the same table."""
+        ordered = sorted(self.nodes.items(), key=lambda item: item[1].site)
+        self.nodes.clear()
+        self.nodes.update(ordered)
+
+    def _keep(self) -> None:
+        if self._coordinator.members is not None:
+            write_json(_answers_file(self._coordinator.folder), Answers(answers=self.answers))
+
+
+class Answers(Record):
+    """``work/answers.json``: what each site said of itself."""
+
+    answers: dict[str, StatisticsReply]
+
+
+def _answers_file(folder: RunFolder) -> Path:
+    return folder.work / "answers.json"
+
+
+def connected(grid: Grid, expected: int, *, wait_s: float) -> list[int]:
+    """Return the nodes that are there once all expected ones are, or when the wait is over.
+
+    Engines with processes of their own start the server's app while nodes still register.
+    """
+    end = time.monotonic() + wait_s
+    while len(nodes := sorted(grid.get_node_ids())) < expected and time.monotonic() < end:
+        time.sleep(POLL_S)
+    return nodes
+
+
+def site_data(reply: StatisticsReply) -> SiteData:
+    """Return a site's counts as the run record keeps them."""
+    return SiteData(
+        cases=reply.cases,
+        labels=reply.labels,
+        modalities=reply.modalities,
+        small_cell_limit=reply.small_cell_limit,
+    )

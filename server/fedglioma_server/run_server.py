@@ -1,0 +1,181 @@
+"""The ``start``, ``status`` and ``stop`` commands: a server's settings in, words and data out."""
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fedglioma.config.run import RunConfig
+from fedglioma.config.server import ServerConfig, load_server_config
+from fedglioma.console import human, progress
+from fedglioma.errors import ConfigError, FedGliomaError
+from fedglioma.training.learner import layout_of, parameter_count
+from fedglioma_server.control import ask
+from fedglioma_server.device import usable_device
+from fedglioma_server.evaluation_cohort import EvaluationCohort, read_evaluation
+from fedglioma_server.gather import summarise, write_findings
+from fedglioma_server.heldout import Stopped
+from fedglioma_server.records import RunRecord, write_json
+from fedglioma_server.runfolder import RunFolder, now
+from fedglioma_server.runstatus import recorded
+from fedglioma_server.serve import Server
+from fedglioma_server.simulate import command_line, data_digest, require_same_settings
+
+Result = tuple[dict[str, Any], str]
+
+PLAIN = "NO TLS: everything travels readable for anyone on the way; for tests on one machine only"
+
+
+def start(path: Path, changes: Mapping[str, Any], given: Mapping[str, Any]) -> Result:
+    """Run the server until the run is finished or somebody ends it, and return what came out.
+
+    Parameters
+    ----------
+    path : Path
+        server.yaml.
+    changes, given : mapping
+        Settings of the server and of the run, from the command line, that replace those of the file.
+
+    Raises
+    ------
+    FedGliomaError
+        As ``Server.run``; what was finished is kept, and the same command continues it.
+    """
+    config = with_changes(load_server_config(path), changes, given)
+    folder = RunFolder(config.out)
+    usable_device(config.device, f"{path}: device:")
+    folder.require_new_or_ours()
+    require_same_settings(folder, config.run)
+    if config.insecure:
+        human().print(f"[bold red]{PLAIN}[/]")
+    with folder.locked():
+        folder.sweep()
+        with progress("prepare", unit="cases") as shown:
+            cohort = read_evaluation(
+                config.cohorts, config.run, config.cache, workers=config.workers, progress=shown
+            )
+        _write_record(folder, config, cohort)
+        if folder.read().status == "completed":
+            return _result(folder)
+        try:
+            with recorded(folder):
+                Server(config, cohort).run()
+        except Stopped as stopped:
+            return _stopped(folder, stopped)
+    return _result(folder)
+
+
+def with_changes(config: ServerConfig, changes: Mapping[str, Any], given: Mapping[str, Any]) -> ServerConfig:
+    """Return settings with some replaced, checked as a whole.
+
+    Raises
+    ------
+    ConfigError
+        A value is not allowed.
+    """
+    run = RunConfig.from_mapping({**config.run.model_dump(), **given}, "settings") if given else config.run
+    replaced = {name: value for name, value in changes.items() if value is not None}
+    return config.model_copy(update={**replaced, "run": run})
+
+
+def _write_record(folder: RunFolder, config: ServerConfig, cohort: EvaluationCohort) -> None:
+    digest = data_digest([*cohort.selection, *cohort.report])
+    if folder.exists():
+        if folder.read().data_digest != digest:
+            raise ConfigError(
+                f"{folder.path}: was begun with other evaluation patients; name the same cohorts, "
+                "or another out"
+            )
+        return
+    record = RunRecord(
+        run_id=folder.path.resolve().name,
+        created=now(),
+        engine="deployed",
+        command=command_line(),
+        synthetic=cohort.synthetic,
+        versions={
+            "fedglioma": version("fedglioma"),
+            "flwr": version("flwr"),
+            "python": platform.python_version(),
+            "torch": version("torch"),
+        },
+        settings=config.run,
+        cohorts=list(cohort.names),
+        data_digest=digest,
+        parameters=parameter_count(config.run),
+        payload_bytes=_payload_bytes(config.run),
+        splits={},
+        issues=summarise(cohort.exclusions, cohort.warnings),
+    )
+    write_json(folder.record_file, record)
+    folder.work.mkdir(parents=True, exist_ok=True)
+    folder.work.chmod(0o700)
+    write_findings(folder.work / "findings.csv", cohort.exclusions, cohort.warnings)
+
+
+def _payload_bytes(settings: RunConfig) -> int:
+    return layout_of(settings).payload_bytes
+
+
+def _result(folder: RunFolder) -> Result:
+    record = folder.read()
+    data = {"run_id": record.run_id, "status": record.status, "folder": str(folder.path)}
+    data |= {"report": str(folder.report), "model": str(folder.model)}
+    return data, f"run {record.run_id}: {record.status}\nreport: {folder.report}"
+
+
+def _stopped(folder: RunFolder, stopped: Stopped) -> Result:
+    data = {"run_id": folder.path.name, "status": "interrupted", "complete": stopped.number}
+    return data, f"run {folder.path.name}: {stopped}; 'fedglioma-server start' continues it"
+
+
+def status(path: Path) -> Result:
+    """Return what the server of these settings does now, or how its run stands."""
+    folder = RunFolder(load_server_config(path).out)
+    told = ask(folder, "GET", "status")
+    if told is not None:
+        return {"running": True, **told}, status_text(told)
+    if not folder.exists():
+        return {"running": False, "run_id": None}, f"no server runs, and {folder.path} holds no run yet"
+    record = folder.read()
+    complete = max((line.round for line in folder.rounds()), default=0)
+    state = "was killed" if record.status == "running" else record.status
+    data = {"running": False, "run_id": record.run_id, "status": record.status, "complete": complete}
+    text = f"no server runs; run {record.run_id}: {state} after round {complete} of {record.settings.rounds}"
+    if record.failure:
+        text += f" ({record.failure})"
+    return data, text
+
+
+def status_text(told: Mapping[str, Any]) -> str:
+    """Return a running server's status for reading."""
+    lines = [
+        f"run {told['run_id']}: {told['complete']} of {told['rounds']} rounds complete"
+        + (f", round {told['round']} in flight" if told["round"] else "")
+        + (", stopping after it" if told["stopping"] else "")
+    ]
+    for site, view in told["sites"].items():
+        seen = "" if view["last_seen_s"] is None else f", heard {view['last_seen_s']:.0f} s ago"
+        lines.append(f"  {site:<20} {'online' if view['online'] else 'away':<7} {view['phase']}{seen}")
+    if told["turned_away"]:
+        lines.append(
+            "turned away: " + ", ".join(f"{count} {why}" for why, count in told["turned_away"].items())
+        )
+    return "\n".join(lines)
+
+
+def stop(path: Path) -> Result:
+    """Ask the running server to end after the round in flight.
+
+    Raises
+    ------
+    FedGliomaError
+        No server runs there.
+    """
+    folder = RunFolder(load_server_config(path).out)
+    if ask(folder, "POST", "stop") is None:
+        raise FedGliomaError(f"{folder.path}: no server runs there, nothing to stop")
+    return {"run_id": folder.path.name, "stopping": True}, (
+        f"run {folder.path.name}: ends after the round in flight; 'fedglioma-server status' shows when"
+    )

@@ -1,0 +1,233 @@
+"""The deployed server: SuperLink, control and the run in one process, from settings to a finished run."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+from fedglioma.audit import AuditLog, shortened
+from fedglioma.bundle import build_bundle
+from fedglioma.chain import AUDIT_FILE
+from fedglioma.config.server import ServerConfig
+from fedglioma.errors import ConfigError
+from fedglioma.training.learner import layout_of
+from fedglioma_server.control import Control
+from fedglioma_server.coordinator import Coordinator
+from fedglioma_server.evaluation_cohort import EvaluationCohort
+from fedglioma_server.federation import run_federation
+from fedglioma_server.gauges import ServerGauges, serve
+from fedglioma_server.link import Address, Link
+from fedglioma_server.linkgrid import LinkGrid, Terms
+from fedglioma_server.members import Members
+from fedglioma_server.records import RoundRecord
+from fedglioma_server.runfolder import RunFolder, now
+
+logger = logging.getLogger(__name__)
+
+_UPDATE_SLACK = 1 << 20
+
+
+@dataclass
+class Server:
+    """One start of the server.
+
+    Parameters
+    ----------
+    config : ServerConfig
+        Its settings.
+    cohort : EvaluationCohort
+        The centre's own patients.
+    """
+
+    config: ServerConfig
+    cohort: EvaluationCohort
+    began: str = field(default_factory=now)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _grid: LinkGrid | None = None
+    _link: Link | None = None
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's folder, which is also the server's state."""
+        return RunFolder(self.config.out)
+
+    def run(self) -> None:
+        """Accept the hospitals and drive the run to its end.
+
+        Raises
+        ------
+        ConfigError, IdentityError
+            An address, a key or a certificate cannot be used; nothing was opened.
+        QuorumError
+            Too few sites joined or answered.
+        Stopped
+            Somebody asked for the end.
+        """
+        members = Members(self.config.sites)
+        expected = self._expected(members)
+        audit = AuditLog(self.folder.path / AUDIT_FILE)
+        gauges = ServerGauges(run_id=self.folder.path.name)
+        link = self._open_link(members, audit)
+        control = Control(self.status, self._ask_stop)
+        with ExitStack() as open_things:
+            open_things.callback(members.close)
+            if self.config.metrics_port:
+                open_things.enter_context(
+                    _closing(serve(gauges.registry, "127.0.0.1", self.config.metrics_port))
+                )
+            run_id = link.begin_run()
+            for site, key in members.sites.items():
+                link.state.admit(site, key)
+            members.watch(link.state.admit, lambda site, key: _expel(link, audit, site, key))
+            open_things.enter_context(control.listening(self.folder))
+            port = open_things.enter_context(link.listening(self._address()))
+            self._announce(port, sorted(members.sites))
+            self._grid = self._make_grid(link, run_id, audit)
+            self._watch_gauges(open_things, gauges)
+            coordinator = Coordinator(
+                path=self.config.out,
+                settings=self.config.run,
+                selection=self.cohort.selection,
+                report=self.cohort.report,
+                device_name=self.config.device,
+                threads=self.config.threads,
+                join_timeout_s=self.config.join_timeout_s,
+                members=lambda: _nodes(link, expected),
+                audit=lambda event, /, **facts: _note(audit, event, facts),
+                stop_asked=self._stop.is_set,
+            )
+            run_federation(self._grid, coordinator, lambda line: self._finished(line, audit, gauges))
+
+    def status(self) -> dict[str, Any]:
+        """Return what the server does, for people and programs."""
+        rounds = self.folder.rounds()
+        watch = self._grid.watch if self._grid else None
+        seen = self._link.gate.traffic.last_seen if self._link else {}
+        sites = {
+            view.site: {
+                "online": view.online,
+                "phase": (watch.phases.get(view.site, "idle") if watch else "idle"),
+                "last_seen_s": round(time.time() - seen[view.site], 1) if view.site in seen else None,
+            }
+            for view in (self._link.state.sites() if self._link else [])
+        }
+        return {
+            "run_id": self.folder.path.name,
+            "since": self.began,
+            "rounds": self.config.run.rounds,
+            "complete": max((line.round for line in rounds), default=0),
+            "round": watch.round if watch else "",
+            "stopping": self._stop.is_set(),
+            "quorum": self.config.run.quorum,
+            "sites": sites,
+            "turned_away": dict(self._link.gate.traffic.turned_away) if self._link else {},
+            "best": next((line.round for line in reversed(rounds) if line.selected), None),
+        }
+
+    def _ask_stop(self) -> None:
+        logger.warning("stop asked for: the server ends after the round in flight")
+        self._stop.set()
+
+    def _expected(self, members: Members) -> tuple[str, ...]:
+        """Return the sites of the run: those named, else all with a key, also those that come later."""
+        unknown = sorted(set(self.config.expected) - set(members.sites))
+        if unknown:
+            raise ConfigError(f"expected: {', '.join(unknown)} has no public key in {self.config.sites}")
+        return self.config.expected
+
+    def _open_link(self, members: Members, audit: AuditLog) -> Link:
+        def refused(site: str, group: str, reason: str) -> None:
+            audit.append("refused", site=site, round=group, reason=reason)
+
+        self._link = Link(
+            members,
+            self.folder.work / "spool",
+            payload_bytes=layout_of(self.config.run).payload_bytes + _UPDATE_SLACK,
+            hello=lambda _site: {
+                "run": self.folder.path.name,
+                "version": version("fedglioma"),
+                "bundle": build_bundle().digest,
+            },
+            refused=refused,
+        )
+        return self._link
+
+    def _make_grid(self, link: Link, run_id: int, audit: AuditLog) -> LinkGrid:
+        settings = self.config.run
+        return LinkGrid(
+            link.state,
+            run_id,
+            Terms(settings.quorum, settings.straggler_wait_s),
+            sent=lambda site, group, digest, again: _note(
+                audit, "sent", {"site": site, "round": group, "digests": [digest], "again": again}
+            ),
+            answered=lambda site, group, digest: _note(
+                audit, "received", {"site": site, "round": group, "digests": [digest]}
+            ),
+        )
+
+    def _address(self) -> Address:
+        config = self.config
+        if config.insecure:
+            return Address(config.address, config.port)
+        return Address(config.address, config.port, config.certificate, config.key)
+
+    def _announce(self, port: int, sites: list[str]) -> None:
+        scheme = "http, WITHOUT TLS" if self.config.insecure else "https"
+        logger.info(
+            "listening for hospitals on %s:%d (%s); may join: %s",
+            self.config.address,
+            port,
+            scheme,
+            ", ".join(sites),
+        )
+
+    def _finished(self, line: RoundRecord, audit: AuditLog, gauges: ServerGauges) -> None:
+        gauges.round_finished(line)
+        for name, site in line.sites.items():
+            facts: dict[str, Any] = {"site": name, "round": str(line.round)}
+            if site.status == "ok":
+                facts |= {"digests": [site.digest], "bytes": site.bytes_up, "weights": dict(site.weights)}
+                audit.append("accepted", **facts)
+            elif site.status != "idle":
+                _note(audit, "excluded", {**facts, "reason": f"{site.code}: {site.reason}"})
+        digests = [line.weights_digest] if line.weights_digest else []
+        _note(audit, "aggregated", {"round": str(line.round), "digests": digests})
+
+    def _watch_gauges(self, open_things: ExitStack, gauges: ServerGauges) -> None:
+        ended = threading.Event()
+        open_things.callback(ended.set)
+
+        def look() -> None:
+            while not ended.wait(1.0):
+                if self._link is not None:
+                    gauges.sites_connected(sum(view.online for view in self._link.state.sites()))
+                    for site, seen in dict(self._link.gate.traffic.last_seen).items():
+                        gauges.site_seen(site, seen)
+
+        threading.Thread(target=look, name="gauges", daemon=True).start()
+
+
+@contextmanager
+def _closing(close: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        close()
+
+
+def _nodes(link: Link, expected: tuple[str, ...]) -> Mapping[int, str]:
+    return {view.node: view.site for view in link.state.sites() if not expected or view.site in expected}
+
+
+def _expel(link: Link, audit: AuditLog, site: str, key: bytes) -> None:
+    link.state.expel(key)
+    audit.append("key_revoked", site=site)
+
+
+def _note(audit: AuditLog, event: str, facts: Mapping[str, Any]) -> None:
+    audit.append(event, **{k: shortened(v) if isinstance(v, str) else v for k, v in facts.items()})
