@@ -1,13 +1,16 @@
 """What a round costs: ours inline and deployed beside NVIDIA FLARE's simulator and POC, on one machine.
 
     python benchmarks/federation.py compare --flare-python X/bin/python
+    python benchmarks/federation.py memory-sites       # the server's memory with 2 and with 8 sites
+    python benchmarks/federation.py memory-inline      # the whole network, trained: 8 sites in one process
+    python benchmarks/federation.py memory-deployed    # the whole network, trained: 3 sites over TLS
 
-No site trains: each answers with the received float32 weights plus one, so that what is measured is the
-federation alone. Both sides carry the same number of bytes: the real network's at a width that comes nearest
-to the asked-for megabytes, in one array at FLARE. All systems run one after the other. Seconds are from a
-round's start to the next one's; the first round is dropped and the median taken. CPU seconds are of all
-processes of the system together. Memory is the highest proportional set size (PSS) while rounds run, the
-first one included, of the server's processes together and of all processes.
+In the first two no site trains: each answers with the received float32 weights plus one, so that what is
+measured is the federation alone. Both sides carry the same number of bytes: the real network's at a width
+that comes nearest to the asked-for megabytes, in one array at FLARE. All systems run one after the other.
+Seconds are from a round's start to the next one's; the first round is dropped and the median taken. CPU
+seconds are of all processes of the system together. Memory is the highest proportional set size (PSS) while
+rounds run, the first one included, of the server's processes together and of all processes.
 """
 
 import argparse
@@ -23,21 +26,27 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from importlib.metadata import version
+from itertools import chain, pairwise
 from pathlib import Path
 
 from fedglioma.console import prepare_environment
 
 prepare_environment()
 
+import deployed  # noqa: E402
 import flare  # noqa: E402
-from adding import STAMPS, terms  # noqa: E402
+import whole_network  # noqa: E402
+from adding import STAMPS, require_sums, terms  # noqa: E402
 from page import fill  # noqa: E402
 from sampling import SERVER, Figures, Role, Sampler, figures, marked  # noqa: E402
 
 from fedglioma.training.learner import layout_of  # noqa: E402
+from fedglioma_server.runfolder import RunFolder  # noqa: E402
 
 HERE = Path(__file__).parent
 WIDTHS = range(1, 17)
+INLINE_REPEATS = 20
+SMALL_BYTES = 50e6
 INLINE, DEPLOYED, SIMULATOR, POC = "ours inline", "ours deployed", "FLARE simulator", "FLARE POC"
 
 
@@ -104,6 +113,29 @@ def run_inline(task: Task, environment: Mapping[str, str]) -> list[float]:
     return [float(stamp) for stamp in json.loads((task.folder / STAMPS).read_text())]
 
 
+def run_deployed(task: Task, environment: Mapping[str, str]) -> list[float]:
+    """Run server and sites as processes of their own, over TLS with node keys."""
+    sites = [f"site-{number}" for number in range(1, task.sites + 1)]
+    consortium = deployed.provision(task.folder, sites, environment)
+    clients = {
+        site: [
+            sys.executable,
+            str(HERE / "adding_site.py"),
+            str(consortium / "kits" / site / f"{site}.yaml"),
+        ]
+        for site in sites
+    }
+    stamps = deployed.run(task.folder, environment, clients, settings=options_of(task), consortium=consortium)
+    require_sums(RunFolder(task.folder / "run"), terms(task.width, task.rounds))
+    return stamps
+
+
+def options_of(task: Task) -> list[str]:
+    """Return the task's settings as options of the server's command."""
+    wanted = terms(task.width, task.rounds).model_dump(mode="json", exclude_defaults=True)
+    return [word for name, value in wanted.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
 def run_flare(
     run: Callable[..., list[float]], python: str, task: Task, environment: Mapping[str, str]
 ) -> list[float]:
@@ -115,7 +147,10 @@ def run_flare(
 
 def systems(flare_python: str | None) -> dict[str, System]:
     """Return what can be measured on this machine."""
-    found = {INLINE: System(run_inline, lambda _command: SERVER)}
+    found = {
+        INLINE: System(run_inline, lambda _command: SERVER),
+        DEPLOYED: System(run_deployed, deployed.role),
+    }
     if flare_python is not None:
         found[SIMULATOR] = System(partial(run_flare, flare.run_simulator, flare_python), flare.simulator_role)
         found[POC] = System(partial(run_flare, flare.run_poc, flare_python), flare.poc_role)
@@ -133,6 +168,11 @@ def measure(system: System, task: Task) -> Figures:
     return replace(figures(sampler.samples, stamps), sampler_share=sampler.share)
 
 
+def rounds_of(name: str, width: int, rounds: int) -> int:
+    """Return how many rounds to run: an inline round of few bytes is shorter than the sampler's pause."""
+    return INLINE_REPEATS * rounds if name == INLINE and payload(width) < SMALL_BYTES else rounds
+
+
 def compare(asked: argparse.Namespace, scratch: Path) -> Iterator[Line]:
     """Yield the lines of the comparison as they are measured: by size and sites, the systems in turn."""
     known = systems(asked.flare_python)
@@ -141,7 +181,8 @@ def compare(asked: argparse.Namespace, scratch: Path) -> Iterator[Line]:
     ):
         if name not in known:
             continue
-        task = Task(sites, nearest_width(megabytes), asked.rounds, scratch / str(number))
+        width = nearest_width(megabytes)
+        task = Task(sites, width, rounds_of(name, width, asked.rounds), scratch / str(number))
         try:
             yield Line(name, task, measure(known[name], task))
         except (RuntimeError, ValueError, OSError, subprocess.SubprocessError) as error:
@@ -199,20 +240,29 @@ def sampling_cost(lines: list[Line]) -> str:
     return f"sampling took at most {100 * share:.0f} % of a core"
 
 
-def surroundings(flare_version: str | None, rounds: int) -> str:
-    """Return the machine, the versions and the load before anything was measured."""
+def surroundings(flare_version: str | None) -> Iterator[str]:
+    """Yield the machine, the versions and the load before anything was measured."""
     load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
     versions = [f"{name} {version(name)}" for name in ("fedglioma", "flwr", "torch", "numpy")]
     if flare_version is not None:
         versions.append(f"nvflare {flare_version}")
-    return "\n".join(
-        [
-            f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({platform.machine()}), "
-            f"load before the run {load}",
-            f"Python {platform.python_version()}, {', '.join(versions)}",
-            f"{rounds} rounds each, the first dropped, median of the others",
-        ]
+    yield (
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({platform.machine()}), "
+        f"load before the run {load}"
     )
+    yield f"Python {platform.python_version()}, {', '.join(versions)}"
+
+
+def growth(lines: list[Line]) -> Iterator[str]:
+    """Yield how the server's memory grows with the sites, beside the size of one payload."""
+    found = {line.task.sites: line for line in lines if line.figures}
+    for fewer, more in pairwise(sorted(found)):
+        small, large = found[fewer], found[more]
+        if small.figures and large.figures:
+            more_mb = large.figures.peak_server_mb - small.figures.peak_server_mb
+            payload_mb = large.task.bytes / 1e6
+            change = f"server memory with {more} sites less that with {fewer}: {more_mb:+.0f} MB"
+            yield f"{change}; one payload is {payload_mb:.0f} MB"
 
 
 def options() -> argparse.ArgumentParser:
@@ -220,12 +270,11 @@ def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["compare"], nargs="?", default="compare")
-    parser.add_argument("--sizes", type=float, nargs="+", default=[0, 20, 120], help="megabytes, about")
-    parser.add_argument("--sites", type=int, nargs="+", default=[2, 3])
-    parser.add_argument("--rounds", type=int, default=4)
-    every = [INLINE, DEPLOYED, SIMULATOR, POC]
-    parser.add_argument("--systems", nargs="+", choices=every, default=every)
+    parser.add_argument("what", choices=list(MEASURES), nargs="?", default="compare")
+    parser.add_argument("--sizes", type=float, nargs="+", help="megabytes, about")
+    parser.add_argument("--sites", type=int, nargs="+", help="numbers of sites")
+    parser.add_argument("--rounds", type=int, help="rounds of each measurement; the first is dropped")
+    parser.add_argument("--systems", nargs="+", choices=[INLINE, DEPLOYED, SIMULATOR, POC])
     parser.add_argument(
         "--flare-python",
         default=os.environ.get("FEDGLIOMA_FLARE_PYTHON"),
@@ -235,27 +284,69 @@ def options() -> argparse.ArgumentParser:
     return parser
 
 
+def table(asked: argparse.Namespace, scratch: Path) -> Iterator[str]:
+    """Yield a table of the asked-for measurements, line by line as they are made."""
+    more = f"{INLINE} {INLINE_REPEATS} times as many below {SMALL_BYTES / 1e6:.0f} MB"
+    yield f"{asked.rounds} rounds each ({more}), the first dropped, median of the others"
+    yield ""
+    yield row(HEAD)
+    lines = []
+    for line in compare(asked, scratch):
+        lines.append(line)
+        yield row(cells(line))
+    yield ""
+    yield from ratios(lines) if asked.what == "compare" else growth(lines)
+    yield sampling_cost(lines)
+
+
+def whole(asked: argparse.Namespace, scratch: Path) -> Iterator[str]:
+    """Yield what the whole network takes, in a line."""
+    if asked.what == "memory-inline":
+        yield from (whole_network.inline(scratch / str(count), count, asked.rounds) for count in asked.sites)
+    else:
+        (scratch / "deployed").mkdir()
+        yield whole_network.over_tls(scratch / "deployed", asked.rounds)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One sub-command: what it prints, and what it does unless told otherwise."""
+
+    lines: Callable[[argparse.Namespace, Path], Iterator[str]]
+    defaults: Mapping[str, object]
+
+
+EVERY = [INLINE, DEPLOYED, SIMULATOR, POC]
+MEASURES = {
+    "compare": Measure(table, {"sizes": [0, 20, 120], "sites": [2, 3], "rounds": 4, "systems": EVERY}),
+    "memory-sites": Measure(table, {"sizes": [120], "sites": [2, 8], "rounds": 3, "systems": [DEPLOYED]}),
+    "memory-inline": Measure(whole, {"sites": [8], "rounds": 1}),
+    "memory-deployed": Measure(whole, {"rounds": 1}),
+}
+
+
 def main() -> None:
     """Measure and print."""
     asked = options().parse_args()
-    found = flare.version_of(asked.flare_python)
-    if found is None:
-        reason = "has no nvflare" if asked.flare_python else "is not given"
-        print(f"FLARE is left out: --flare-python {reason}. {flare.HOW_TO_INSTALL}", file=sys.stderr)
-        asked.flare_python = None
-    text = [surroundings(found, asked.rounds), "", row(HEAD)]
-    print("\n".join(text), flush=True)
-    lines = []
+    measure_of = MEASURES[asked.what]
+    for name, value in measure_of.defaults.items():
+        if getattr(asked, name) is None:
+            setattr(asked, name, value)
+    found = None
+    if asked.what == "compare":
+        found = flare.version_of(asked.flare_python)
+        if found is None:
+            reason = "has no nvflare" if asked.flare_python else "is not given"
+            print(f"FLARE is left out: --flare-python {reason}. {flare.HOW_TO_INSTALL}", file=sys.stderr)
+            asked.flare_python = None
+    text = []
     with tempfile.TemporaryDirectory(prefix="fedglioma-benchmark-") as scratch:
-        for line in compare(asked, Path(scratch)):
-            lines.append(line)
-            text.append(row(cells(line)))
-            print(text[-1], flush=True)
-    compared = [*ratios(lines), sampling_cost(lines)]
-    print("\n".join(["", *compared]))
+        for line in chain(surroundings(found), measure_of.lines(asked, Path(scratch))):
+            text.append(line)
+            print(line, flush=True)
     if asked.out:
-        fenced = "\n".join(["```text", *text, "", *compared, "```"])
-        fill(asked.out, "output of benchmarks/federation.py compare", fenced)
+        fenced = "\n".join(["```text", *text, "```"])
+        fill(asked.out, f"output of benchmarks/federation.py {asked.what}", fenced)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,14 @@ import numpy as np
 from fedglioma.case import CHANNELS, Case, Genotype, Outcome
 from fedglioma.config.run import RunConfig
 from fedglioma.config.site import SiteConfig
-from fedglioma.data.plan import SimulationPlan, SitePlan
-from fedglioma.data.prepare import PreparedCase
+from fedglioma.data.plan import PLAN_KEY, SimulationPlan, SitePlan
+from fedglioma.data.prepared import PreparedCase
 from fedglioma.training.learner import layout_of, parameter_count
+from fedglioma.weights import GROUPS
+from fedglioma_client.app import app as client_app
+from fedglioma_server.app import make_app
+from fedglioma_server.checkpoint import Checkpoints
+from fedglioma_server.inline import run_inline
 from fedglioma_server.records import RunRecord, write_json, write_text
 from fedglioma_server.runfolder import RunFolder, now
 from fedglioma_server.simulate import plan_file
@@ -102,3 +107,35 @@ def make_plan(
         write_json(run.record_file, record)
     write_text(plan_file(run), plan.model_dump_json())
     return plan
+
+
+class Meddler:
+    """The client app with a hand on its replies."""
+
+    def __init__(self, meddle):
+        self.meddle = meddle
+
+    def __call__(self, message, context):
+        return self.meddle(message, client_app(message, context))
+
+
+def run(plan, *, meddle=None, tap=None, finished=lambda _line: None):
+    folder = RunFolder(plan.run_folder)
+    run_inline(
+        make_app(finished),
+        client_app if meddle is None else Meddler(meddle),
+        sites=len(plan.sites),
+        run_config={PLAN_KEY: str(plan_file(folder))},
+        tap=tap,
+    )
+    return folder
+
+
+def final_weights(plan, number=None):
+    checkpoints = Checkpoints(RunFolder(plan.run_folder).checkpoints, layout_of(plan.settings))
+    return checkpoints.load(plan.settings.rounds if number is None else number)
+
+
+def assert_same_bits(one, other):
+    for group in GROUPS:
+        assert one[group].tobytes() == other[group].tobytes(), group

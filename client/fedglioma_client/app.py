@@ -7,7 +7,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedglioma.errors import FedGliomaError, PolicyError, ProtocolError
-from fedglioma.weights import FlatArrays
+from fedglioma.weights import Packed
 from fedglioma.wire import (
     Body,
     Noted,
@@ -19,14 +19,14 @@ from fedglioma.wire import (
     reply_to,
     weights_of,
 )
-from fedglioma_client.round import statistics_round, train_round
+from fedglioma_client.round import expected_weights, statistics_round, train_round
 from fedglioma_client.site import agree, resolve_config, resolve_site, site_of
 
 logger = logging.getLogger(__name__)
 
 app = ClientApp()
 
-Answer = tuple[Body, FlatArrays | None]
+Answer = tuple[Body, Packed | None]
 
 
 @app.query("statistics")
@@ -48,7 +48,7 @@ def train(message: Message, context: Context) -> Message:
     def answer() -> Answer:
         request = body_of(message.content, TrainRequest)
         agree(resolve_config(context), request.settings)
-        weights = weights_of(message.content)
+        weights = weights_of(message.content, expected_weights(request.settings))
         return train_round(request, weights, resolve_site(context, request.settings))
 
     return _answered(message, context, answer)

@@ -27,6 +27,7 @@ from flwr.supernode.nodestate import NodeStateFactory  # noqa: E402
 
 from fedglioma.config.site import SiteConfig, load_site_config  # noqa: E402
 from fedglioma.errors import ConfigError, FedGliomaError  # noqa: E402
+from fedglioma.memory import return_freed_memory  # noqa: E402
 from fedglioma.nodekey import read_private_key  # noqa: E402
 from fedglioma_client.ends import FAILED, FINISHED  # noqa: E402
 from fedglioma_client.journal import open_journal  # noqa: E402
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--once", action="store_true")
     asked = parser.parse_args()
     log.configure(asked.log_level, console=human())
+    return_freed_memory()
     try:
         config = load_site_config(asked.settings)
         code = run_node(config, asked.settings, parent=asked.parent, once=asked.once)

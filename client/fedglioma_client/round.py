@@ -17,12 +17,13 @@ from fedglioma.data.loader import train_batches
 from fedglioma.errors import DataError, FedGliomaError, ProtocolError
 from fedglioma.losses.multitask import GenotypeLoss
 from fedglioma.losses.proximal import proximal_penalty
-from fedglioma.payload import update
+from fedglioma.payload import as_received, broadcast, forms, update
 from fedglioma.seeds import derive_seed, seed_torch
 from fedglioma.training.fit import FitSummary, fit_epoch, parameter_groups
 from fedglioma.training.learner import build_learner, layout_of
-from fedglioma.weights import FlatArrays, Packed, digest_of, pack, unpack
+from fedglioma.weights import Forms, Packed, digest_of, pack, unpack
 from fedglioma.wire import StatisticsReply, StatisticsRequest, TrainReply, TrainRequest
+from fedglioma_client.norms import OwnNorms
 from fedglioma_client.site import Site
 
 FLIP = 0.5
@@ -58,11 +59,17 @@ def statistics_round(request: StatisticsRequest, site: Site) -> StatisticsReply:
     )
 
 
-def train_round(request: TrainRequest, weights: FlatArrays, site: Site) -> tuple[TrainReply, Packed]:
+def expected_weights(settings: RunConfig) -> Forms:
+    """Return what the global weights of a run must look like on the road."""
+    return forms(broadcast(settings.payload), layout_of(settings).sizes)
+
+
+def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[TrainReply, Packed]:
     """Train the global weights on the site's cases for one round.
 
     Returns the report and the site's update as it travels. Only cases with at least one known label are
-    trained on. The optimizer starts afresh each round; its state stays here and is forgotten.
+    trained on. The optimizer starts afresh each round; its state stays here and is forgotten. With FedBN
+    the normalisation layers are the site's own and are kept for the next round.
 
     Raises
     ------
@@ -88,7 +95,11 @@ def train_round(request: TrainRequest, weights: FlatArrays, site: Site) -> tuple
     learner = build_learner(settings, counts)
     if layout_of(settings).digest != request.layout:
         raise ProtocolError("weights: the coordinator's network differs from the one that this site builds")
-    unpack(weights, learner.model, learner.loss)
+    received = as_received(settings.payload, weights)
+    unpack(received, learner.model, learner.loss)
+    norms = OwnNorms(config.state, request.run, request.layout) if settings.strategy == "fedbn" else None
+    if norms is not None:
+        norms.restore(learner.model, request.round)
     learner.to(device)
     prepared_s = time.perf_counter() - started
 
@@ -98,8 +109,10 @@ def train_round(request: TrainRequest, weights: FlatArrays, site: Site) -> tuple
     arrays = pack(learner.model, learner.loss)
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise FedGliomaError("training diverged: the weights are no longer finite numbers")
-    packed = update(settings.payload, arrays, weights)
+    packed = update(settings.payload, arrays, received)
     digest = digest_of(packed)
+    if norms is not None:
+        norms.save(learner.model, request.round)
     published = count_cases([prepared.case for prepared in site.cases], config.small_cell_limit)
     seconds = {
         "setup": prepared_s,

@@ -17,7 +17,8 @@ from fedglioma.config.site import SiteConfig, load_site_config
 from fedglioma.data.cache import Cache
 from fedglioma.data.cohort import read_cohort
 from fedglioma.data.plan import PLAN_KEY, load_plan, plan_path
-from fedglioma.data.prepare import PreparedCase, PrepareSettings, prepare_cases
+from fedglioma.data.prepare import PrepareSettings, prepare_cases
+from fedglioma.data.prepared import PreparedCase
 from fedglioma.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -77,8 +78,10 @@ def resolve_site(context: Context, settings: RunConfig) -> Site:
         return _real_site(Path(str(node[SITE_CONFIG_KEY])), settings.spacing_mm, settings.purpose)
     path = plan_path(context.run_config)
     if "partition-id" in node and path is not None:
-        chosen = load_plan(path).sites[int(str(node["partition-id"]))]
-        return Site(chosen.settings, chosen.cases)
+        plan = load_plan(path)
+        chosen = plan.sites[int(str(node["partition-id"]))]
+        own = plan.run_folder / "work" / "sites" / chosen.settings.site
+        return Site(chosen.settings.model_copy(update={"state": own}), chosen.cases)
     raise ConfigError(f"node: carries neither {SITE_CONFIG_KEY} nor partition-id with a run's {PLAN_KEY}")
 
 

@@ -24,11 +24,11 @@ import numpy.typing as npt
 from pydantic import JsonValue, ValidationError
 
 from fedglioma.case import CHANNELS, Frozen, Modality
+from fedglioma.data.prepared import Presence
 
 logger = logging.getLogger(__name__)
 
 HalfArray = npt.NDArray[np.float16]
-Presence = tuple[bool, bool, bool, bool]
 
 _PART: Final = ".part"
 _ABANDONED_S: Final = 3600.0

@@ -1,7 +1,7 @@
 """Prepared cases as samples: a crop of the image, which modalities are there, the genotype."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,10 +11,8 @@ from torch.utils.data import Dataset
 
 from fedglioma.case import CHANNELS
 from fedglioma.data.augment import Augmentation, apply, draw
+from fedglioma.data.prepared import PreparedCase
 from fedglioma.errors import ConfigError, DataError
-
-if TYPE_CHECKING:  # what reads volumes is not needed where prepared ones are read
-    from fedglioma.data.prepare import PreparedCase
 
 CROP_STREAM = 1
 """Keeps the random numbers of crops apart from those of the loader's order, for the same seed."""

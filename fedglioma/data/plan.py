@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from fedglioma.case import Frozen
 from fedglioma.config.run import RunConfig
 from fedglioma.config.site import SiteConfig
-from fedglioma.data.prepare import PreparedCase
+from fedglioma.data.prepared import PreparedCase
 from fedglioma.errors import ConfigError
 
 PLAN_KEY = "simulation"

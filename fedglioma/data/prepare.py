@@ -22,10 +22,11 @@ from pydantic import Field
 from fedglioma.case import CHANNELS, Case, Finding, Frozen, Modality
 from fedglioma.console import Progress, silent
 from fedglioma.data.brain import bounding_box, find_brain
-from fedglioma.data.cache import Cache, HalfArray, Presence, Record, Remark, Stored, content_key
+from fedglioma.data.cache import Cache, HalfArray, Record, Remark, Stored, content_key
 from fedglioma.data.harmonize import covering_grid, reference_of, resample, same_grid, to_ras
 from fedglioma.data.normalize import zscore_in_brain
 from fedglioma.data.pool import map_cases
+from fedglioma.data.prepared import PreparedCase, Presence
 from fedglioma.data.volume import (
     Volume,
     VolumeError,
@@ -48,19 +49,6 @@ class PrepareSettings(Frozen):
     spacing_mm: float = Field(default=1.0, ge=0.5, le=16)
     margin_mm: float = Field(default=4.0, ge=0, le=50)
     version: int = PIPELINE_VERSION
-
-
-@dataclass(frozen=True)
-class PreparedCase:
-    """A case with its array on disk: float16, shape (4, D, H, W), channels as in ``CHANNELS``.
-
-    ``digest`` is the SHA-256 of the array's file.
-    """
-
-    case: Case
-    array: Path
-    present: Presence
-    digest: str
 
 
 @dataclass(frozen=True)

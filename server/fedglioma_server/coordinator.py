@@ -10,7 +10,7 @@ import torch
 from fedglioma.config.run import RunConfig
 from fedglioma.data.dataset import CaseDataset
 from fedglioma.data.plan import SimulationPlan
-from fedglioma.data.prepare import PreparedCase
+from fedglioma.data.prepared import PreparedCase
 from fedglioma_server.runfolder import RunFolder
 
 CONNECT_S = 120.0

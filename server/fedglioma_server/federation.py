@@ -12,22 +12,15 @@ from flwr.serverapp import Grid
 
 from fedglioma.case import Gene
 from fedglioma.counts import global_counts
-from fedglioma.errors import FedGliomaError
-from fedglioma.metrics.tables import evaluate
-from fedglioma.seeds import derive_seed
 from fedglioma.training.learner import Learner, initial_learner, layout_of
-from fedglioma.weights import FlatArrays, pack, to_record, unpack
+from fedglioma.weights import FlatArrays, pack, to_record
 from fedglioma.wire import StatisticsReply
 from fedglioma_server.checkpoint import Checkpoints
 from fedglioma_server.coordinator import Coordinator
-from fedglioma_server.heldout import HeldOut, best_round, predictions_of
-from fedglioma_server.outcome import write_outcome
-from fedglioma_server.privacy import privacy_record
-from fedglioma_server.records import RoundRecord, write_json, write_rounds
-from fedglioma_server.release import write_card, write_model
-from fedglioma_server.report import write_report
+from fedglioma_server.heldout import HeldOut
+from fedglioma_server.records import RoundRecord, write_rounds
 from fedglioma_server.roll import Roll, site_data
-from fedglioma_server.runfolder import RunFolder, now
+from fedglioma_server.runfolder import RunFolder
 from fedglioma_server.strategy import RoundStrategy
 from fedglioma_server.updates import Spool
 
@@ -142,37 +135,7 @@ def conclude(
     coordinator: Coordinator, checkpoints: Checkpoints, rounds: list[RoundRecord], learner: Learner
 ) -> None:
     """Release the selected round's model, measure it on the report split, write survival and report."""
-    folder, settings = coordinator.folder, coordinator.settings
-    chosen = best_round(rounds)
-    if chosen is None:
-        raise FedGliomaError(f"{folder.path}: no round was completed, there is no model to release")
-    arrays = checkpoints.load(chosen.round)
-    record = folder.read()
-    write_model(folder.model, record, chosen, arrays, checkpoints.layout)
-    unpack(arrays, learner.model, learner.loss)
-    held_out = [*coordinator.selection, *coordinator.report]
-    splits = ["selection"] * len(coordinator.selection) + ["report"] * len(coordinator.report)
-    predictions = predictions_of(
-        learner,
-        held_out,
-        splits,
-        crop=settings.crop,
-        batch_size=settings.batch_size,
-        device=coordinator.device,
-    )
-    folder.evaluation.mkdir(parents=True, exist_ok=True)
-    predictions.write_csv(folder.evaluation / "predictions.csv")
-    evaluation = evaluate(
-        predictions,
-        split="report",
-        synthetic=record.synthetic,
-        resamples=settings.bootstrap,
-        seed=derive_seed(settings.seed, "bootstrap") % 2**32,
-    )
-    evaluation.write(folder.evaluation / "metrics.json")
-    write_outcome(folder.survival, held_out, predictions, synthetic=record.synthetic)
-    privacy = privacy_record(record)
-    write_json(folder.path / "privacy.json", privacy)
-    write_card(folder.model, record, chosen, evaluation, privacy.statement)
-    folder.update(status="completed", finished=now())
-    write_report(folder.path)
+    # Statistics and figures take as much memory as a small model: they are loaded when they are needed.
+    from fedglioma_server.conclusion import conclude as finish
+
+    finish(coordinator, checkpoints, rounds, learner)

@@ -8,6 +8,7 @@ import re
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from fedglioma.case import Gene
 from fedglioma.scrape import SECONDS, new_registry, serve
 from fedglioma_server.records import HeldOutRound, RoundRecord, SiteRound
 
@@ -118,8 +119,8 @@ class ServerGauges:
         self._bytes.labels(self.run_id, name, "up").set(site.bytes_up)
         self._norm.labels(self.run_id, name).set(_number(site.update_norm))
         self._show("loss", "", name, site.loss)
-        for gene, loss in site.loss_by_gene.items():
-            self._show("loss", gene, name, loss)
+        for gene in Gene:  # all of them: a site that dropped out must not keep showing its last figures
+            self._show("loss", gene, name, site.loss_by_gene.get(gene))
 
     def _show_heldout(self, heldout: HeldOutRound) -> None:
         self._show("loss", "", "", heldout.loss)

@@ -17,11 +17,13 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord
 
 from fedglioma.case import GENE_TITLES, GENES, Gene, subset_name
+from fedglioma.config.run import RunConfig
 from fedglioma.data.dataset import CaseDataset
 from fedglioma.data.loader import eval_batches
-from fedglioma.data.prepare import PreparedCase
+from fedglioma.data.prepared import PreparedCase
 from fedglioma.metrics.genotype import gene_metrics
 from fedglioma.metrics.predictions import Predictions
+from fedglioma.training.calibrate import estimate_norms
 from fedglioma.training.learner import Learner, log_variances
 from fedglioma.training.predict import Scores, predict
 from fedglioma.weights import from_record, unpack
@@ -67,6 +69,16 @@ def measure(scores: Scores, learner: Learner) -> HeldOutRound:
         auc=auc,
         accuracy=accuracy,
     )
+
+
+def settle_norms(learner: Learner, settings: RunConfig, selection: CaseDataset, device: torch.device) -> None:
+    """Give a FedBN network, whose norms stayed at the sites, statistics from the selection images.
+
+    Their scales and offsets stay as initialised. Nothing happens with another strategy.
+    """
+    if settings.strategy == "fedbn":
+        batches = eval_batches(selection, batch_size=max(settings.batch_size, 2))
+        estimate_norms(learner.model, batches, device=device)
 
 
 def predictions_of(
@@ -128,6 +140,7 @@ class HeldOut:
         arrays = from_record(record)
         unpack(arrays, self.learner.model, self.learner.loss)
         self.learner.model.to(self.device)
+        settle_norms(self.learner, self.strategy.settings, self.dataset, self.device)
         batches = eval_batches(self.dataset, batch_size=self.batch_size)
         scores = predict(self.learner.model, batches, device=self.device)
         heldout = measure(scores, self.learner)

@@ -23,12 +23,12 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedglioma.errors import FedGliomaError
+from fedglioma.errors import FedGliomaError, ProtocolError
 from fedglioma.wire import is_refusal
+from fedglioma_server.assemble import assemble
 from fedglioma_server.linkstate import SiteLinkState
 
 logger = logging.getLogger(__name__)
@@ -137,7 +137,8 @@ class LinkGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages and return their numbers; one by one, so that no site spoils another's."""
-        return [self._push(message) for message in messages]
+        with no_object_id_recompute():
+            return [self._push(message) for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that are here, each once."""
@@ -177,9 +178,10 @@ class LinkGrid(Grid):
                 what = "the grace after the quorum" if grace_over else "the deadline"
                 yield from self._give_up(waiting, what)
                 return
+            given_up = self._send_all(waiting, deadline - now)
             arrived = False
             for asked in list(waiting):
-                answer = self._advance(asked, deadline - now)
+                answer = given_up.get(asked.node) or self._answer(asked)
                 if answer is None:
                     continue
                 waiting.remove(asked)
@@ -206,13 +208,27 @@ class LinkGrid(Grid):
     def _site(self, message: Message) -> str:
         return self.state.site_of(message.metadata.dst_node_id)
 
-    def _advance(self, asked: _Asked, left_s: float) -> Message | None:
-        """Take a question one step further and return its answer once there is one."""
+    def _send_all(self, waiting: list[_Asked], left_s: float) -> dict[int, Message]:
+        """Send what is not on its way to the sites that are there; return the errors of those given up."""
+        unsent = [asked for asked in waiting if asked.number is None]
+        if not unsent:
+            return {}
+        online = set(self.get_node_ids())
+        errors = {}
+        with no_object_id_recompute():  # all messages of a round share the weights: hashed once
+            for asked in unsent:
+                if asked.node not in online:
+                    self.watch.phases[asked.site] = "away"
+                elif asked.sendings >= MOST_SENDINGS:
+                    errors[asked.node] = self._lost_too_often(asked)
+                else:
+                    self._send(asked, left_s)
+        return errors
+
+    def _answer(self, asked: _Asked) -> Message | None:
+        """Return a question's answer once it is here; a question that was lost is taken back."""
         if asked.number is None:
-            if asked.node not in set(self.get_node_ids()):
-                self.watch.phases[asked.site] = "away"
-                return None
-            return self._send(asked, left_s)
+            return None
         self.watch.phases[asked.site] = self.state.phase(asked.number)
         reply = self._take(asked.number)
         if reply is None:
@@ -226,14 +242,15 @@ class LinkGrid(Grid):
         self._answered(asked.site, asked.message.metadata.group_id, reply.metadata.message_id)
         return reply
 
-    def _send(self, asked: _Asked, left_s: float) -> Message | None:
+    def _lost_too_often(self, asked: _Asked) -> Message:
+        return self._error(
+            asked,
+            ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+            f"lost the message {asked.sendings} times; its client or its connection keeps failing",
+        )
+
+    def _send(self, asked: _Asked, left_s: float) -> None:
         again = asked.sendings > 0
-        if asked.sendings >= MOST_SENDINGS:
-            return self._error(
-                asked,
-                ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
-                f"lost the message {asked.sendings} times; its client or its connection keeps failing",
-            )
         sent = asked.message.metadata
         message = Message(
             asked.content, asked.node, sent.message_type, ttl=left_s + _TTL_SLACK_S, group_id=sent.group_id
@@ -243,7 +260,6 @@ class LinkGrid(Grid):
         if again:
             logger.warning("round %s: %s lost the message, it is sent again", sent.group_id, asked.site)
         self._sent(asked.site, sent.group_id, asked.number, again)
-        return None
 
     def _withdraw(self, asked: _Asked) -> None:
         if asked.number is not None:
@@ -272,11 +288,10 @@ class LinkGrid(Grid):
 
     def _push(self, message: Message) -> str:
         """Put a message and what it consists of into the SuperLink; it becomes visible when all is there."""
-        with no_object_id_recompute():
-            number = message.object_id
-            message.metadata.__dict__["_message_id"] = number
-            tree = get_object_tree(message)
-            objects: dict[str, InflatableObject] = get_all_nested_objects(message)
+        number = message.object_id
+        message.metadata.__dict__["_message_id"] = number
+        tree = get_object_tree(message)
+        objects: dict[str, InflatableObject] = get_all_nested_objects(message)
         session = self.state.start_session(self._run_id)
         for missing in self.state.preregister_object_tree(tree, session):
             if not self.state.store_object(self._run_id, session, missing, objects[missing].deflate()):
@@ -291,22 +306,15 @@ class LinkGrid(Grid):
         found = self.state.complete_reply(number)
         if found is None:
             return None
-        head, objects = found
-        contents = {}
-        for digest in objects:
-            content = self.state.spool.get(digest)
-            if content is None:
-                return None
-            contents[digest] = content
-        self.state.withdraw([number])
+        sent = found.metadata
         try:
-            reply = inflate_object_from_contents(head.metadata.message_id, contents)
-        except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
-            reply = None
-            logger.warning("a reply cannot be decoded (%s)", type(error).__name__)
-        if not isinstance(reply, Message) or reply.metadata.src_node_id != head.metadata.src_node_id:
-            return make_message(
-                metadata=head.metadata, error=Error(ErrorCode.UNKNOWN, "the reply cannot be decoded")
-            )
-        reply.metadata.__dict__["_message_id"] = head.metadata.message_id
+            reply = assemble(self.state.spool, sent.message_id)
+            if reply.metadata.src_node_id != sent.src_node_id:
+                raise ProtocolError("a reply names another sender inside than outside")
+        except ProtocolError as error:
+            logger.warning("round %s: %s: %s", sent.group_id, self.state.site_of(sent.src_node_id), error)
+            reply = make_message(metadata=sent, error=Error(ErrorCode.UNKNOWN, str(error)))
+        finally:
+            self.state.withdraw([number])
+        reply.metadata.__dict__["_message_id"] = sent.message_id
         return reply

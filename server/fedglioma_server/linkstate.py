@@ -219,16 +219,14 @@ class SiteLinkState(InMemoryLinkState):
                 return "upload"
             return "download" if message_id in self.spool else "train"
 
-    def complete_reply(self, message_id: str) -> tuple[Message, list[str]] | None:
-        """Return the reply to a message and its objects' digests once every object is here."""
+    def complete_reply(self, message_id: str) -> Message | None:
+        """Return the head of the reply to a message once everything that it consists of is here."""
         with self.lock:
             number = self.message_ins_id_to_message_res_id.get(message_id)
             if number is None:
                 return None
-            objects = self._trees.get(number, [])
-            if not self.spool.has_all(objects):
-                return None
-            return self.message_res_store[number], objects
+            whole = self.spool.has_all(self._trees.get(number, []))
+            return self.message_res_store[number] if whole else None
 
     def withdraw(self, message_ids: Sequence[str]) -> None:
         """Forget messages, their replies and all their objects; a reply that comes later is refused."""

@@ -7,6 +7,7 @@ the same time would add up; here they wait in files until the strategy takes the
 import hashlib
 from pathlib import Path
 
+from flwr.supercore.constant import HEAD_BODY_DIVIDER
 from flwr.supercore.inflatable.inflatable_utils import validate_object_content
 from flwr.supercore.object_store import NoObjectInStoreError
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
@@ -77,6 +78,24 @@ class SpoolStore(InMemoryObjectStore):
             if object_id in self._spooled:
                 return self._path(object_id).read_bytes()
             return super().get(object_id)
+
+    def body_size(self, object_id: str) -> int:
+        """Return the bytes of an object's content after its head.
+
+        Raises
+        ------
+        ValueError
+            The object is not here.
+        """
+        with self.lock_store:
+            if object_id in self._spooled:
+                with self._path(object_id).open("rb") as file:
+                    head = file.read(IN_MEMORY_BYTES).partition(HEAD_BODY_DIVIDER)
+                    return self._path(object_id).stat().st_size - len(head[0]) - len(head[1])
+            content = super().get(object_id)
+        if not content:
+            raise ValueError("an object is missing")
+        return len(content.partition(HEAD_BODY_DIVIDER)[2])
 
     def delete(self, object_id: str) -> None:
         """Delete an object and whatever only it referred to."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fedglioma.case import GENES, Case, Genotype
-from fedglioma.data.prepare import PreparedCase
+from fedglioma.data.prepared import PreparedCase
 from fedglioma.errors import DataError
 from fedglioma.metrics.genotype import THRESHOLD
 from fedglioma.metrics.predictions import Predictions

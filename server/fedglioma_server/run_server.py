@@ -10,17 +10,17 @@ from fedglioma.config.run import RunConfig
 from fedglioma.config.server import ServerConfig, load_server_config
 from fedglioma.console import human, progress
 from fedglioma.errors import ConfigError, FedGliomaError
+from fedglioma.memory import return_freed_memory
 from fedglioma.training.learner import layout_of, parameter_count
 from fedglioma_server.control import ask
 from fedglioma_server.device import usable_device
-from fedglioma_server.evaluation_cohort import EvaluationCohort, read_evaluation
-from fedglioma_server.gather import summarise, write_findings
+from fedglioma_server.evaluation_cohort import EvaluationCohort
 from fedglioma_server.heldout import Stopped
 from fedglioma_server.records import RunRecord, write_json
 from fedglioma_server.runfolder import RunFolder, now
 from fedglioma_server.runstatus import recorded
+from fedglioma_server.samerun import command_line, data_digest, require_same_settings
 from fedglioma_server.serve import Server
-from fedglioma_server.simulate import command_line, data_digest, require_same_settings
 
 Result = tuple[dict[str, Any], str]
 
@@ -42,6 +42,7 @@ def start(path: Path, changes: Mapping[str, Any], given: Mapping[str, Any]) -> R
     FedGliomaError
         As ``Server.run``; what was finished is kept, and the same command continues it.
     """
+    return_freed_memory()
     config = with_changes(load_server_config(path), changes, given)
     folder = RunFolder(config.out)
     usable_device(config.device, f"{path}: device:")
@@ -51,10 +52,7 @@ def start(path: Path, changes: Mapping[str, Any], given: Mapping[str, Any]) -> R
         human().print(f"[bold red]{PLAIN}[/]")
     with folder.locked():
         folder.sweep()
-        with progress("prepare", unit="cases") as shown:
-            cohort = read_evaluation(
-                config.cohorts, config.run, config.cache, workers=config.workers, progress=shown
-            )
+        cohort = _evaluation(config)
         _write_record(folder, config, cohort)
         if folder.read().status == "completed":
             return _result(folder)
@@ -64,6 +62,17 @@ def start(path: Path, changes: Mapping[str, Any], given: Mapping[str, Any]) -> R
         except Stopped as stopped:
             return _stopped(folder, stopped)
     return _result(folder)
+
+
+def _evaluation(config: ServerConfig) -> EvaluationCohort:
+    if not config.cohorts:
+        return EvaluationCohort()
+    from fedglioma_server.read_evaluation import read_evaluation  # imaging libraries: only where needed
+
+    with progress("prepare", unit="cases") as shown:
+        return read_evaluation(
+            config.cohorts, config.run, config.cache, workers=config.workers, progress=shown
+        )
 
 
 def with_changes(config: ServerConfig, changes: Mapping[str, Any], given: Mapping[str, Any]) -> ServerConfig:
@@ -106,12 +115,15 @@ def _write_record(folder: RunFolder, config: ServerConfig, cohort: EvaluationCoh
         parameters=parameter_count(config.run),
         payload_bytes=_payload_bytes(config.run),
         splits={},
-        issues=summarise(cohort.exclusions, cohort.warnings),
+        issues=list(cohort.issues),
     )
     write_json(folder.record_file, record)
     folder.work.mkdir(parents=True, exist_ok=True)
     folder.work.chmod(0o700)
-    write_findings(folder.work / "findings.csv", cohort.exclusions, cohort.warnings)
+    if cohort.names:
+        from fedglioma_server.gather import write_findings  # reads images: only where there are any
+
+        write_findings(folder.work / "findings.csv", cohort.exclusions, cohort.warnings)
 
 
 def _payload_bytes(settings: RunConfig) -> int:

@@ -25,6 +25,7 @@ from fedglioma_server.records import RunRecord, read_json
 from fedglioma_server.run_evaluation import overall_lines
 from fedglioma_server.run_synthesis import names_of
 from fedglioma_server.runfolder import RunFolder
+from fedglioma_server.samerun import command_line, require_same_settings
 
 RUNS = Path("runs")
 FIELD_OF_VIEW_MM = 176.0
@@ -91,7 +92,7 @@ class Request:
             require_ray()
         usable_device(self.device)
         folder.require_new_or_ours()
-        simulate.require_same_settings(folder, settings)
+        require_same_settings(folder, settings)
 
 
 def run(request: Request) -> Result:
@@ -182,7 +183,7 @@ def _simulation(request: Request, folder: RunFolder, gathering: Gathering) -> si
         workers=request.workers or simulate.default_threads(),
         threads=request.threads or simulate.default_threads(),
         device=request.device,
-        command=simulate.command_line(),
+        command=command_line(),
     )
 
 
@@ -233,7 +234,8 @@ def outline_text(data: Mapping[str, Any]) -> str:
     lines += [
         f"cases: {data['cases']} usable, {data['excluded']} left out, {data['warnings']} warnings",
         f"parameters: {data['parameters']:,}",
-        f"payload: {data['payload_bytes'] / 1e6:.1f} MB each way, "
+        f"payload: {data['payload_bytes_down'] / 1e6:.1f} MB to a site, "
+        f"{data['payload_bytes'] / 1e6:.1f} MB back, "
         f"{data['payload_bytes_per_round'] / 1e6:.1f} MB a round",
     ]
     return "\n".join(lines)

@@ -1,13 +1,10 @@
 """A federation on this machine: N virtual nodes, the same two apps, a run folder at the end."""
 
-import hashlib
 import logging
 import os
 import platform
-import shlex
-import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import import_module
@@ -22,9 +19,11 @@ from fedglioma.config.site import MOST_PROCESSES
 from fedglioma.console import Progress, silent
 from fedglioma.data.cache import Cache
 from fedglioma.data.plan import PLAN_KEY, SimulationPlan, SitePlan
-from fedglioma.data.prepare import Prepared, PreparedCase, PrepareSettings, prepare_cases
+from fedglioma.data.prepare import Prepared, PrepareSettings, prepare_cases
+from fedglioma.data.prepared import PreparedCase
 from fedglioma.data.split import Split, assign_split
 from fedglioma.errors import ConfigError, DataError
+from fedglioma.payload import broadcast, packed_bytes
 from fedglioma.training.learner import layout_of, parameter_count
 from fedglioma_server.app import make_app
 from fedglioma_server.gather import Gathering, summarise, write_findings
@@ -33,6 +32,7 @@ from fedglioma_server.ray_engine import run_ray
 from fedglioma_server.records import RoundRecord, RunRecord, SplitCount, write_json, write_text
 from fedglioma_server.runfolder import RunFolder, now
 from fedglioma_server.runstatus import recorded
+from fedglioma_server.samerun import data_digest, other_run, require_same_settings
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,9 @@ def split_of(case: Case, settings: RunConfig) -> Split:
 def outline(simulation: Simulation) -> dict[str, object]:
     """Return what a run would be: settings, sites, cases, parameters, bytes; nothing is trained."""
     settings = simulation.settings
-    layout = layout_of(settings)
+    sizes = layout_of(settings).sizes
+    down = packed_bytes(broadcast(settings.payload), sizes)
+    up = packed_bytes(settings.payload, sizes)
     return {
         "settings": settings.model_dump(mode="json"),
         "engine": simulation.engine.value,
@@ -79,9 +81,9 @@ def outline(simulation: Simulation) -> dict[str, object]:
         "excluded": len(simulation.gathering.exclusions),
         "warnings": len(simulation.gathering.warnings),
         "parameters": parameter_count(settings),
-        "payload_bytes": layout.payload_bytes,
-        "payload_bytes_per_round": 2
-        * layout.payload_bytes
+        "payload_bytes": up,
+        "payload_bytes_down": down,
+        "payload_bytes_per_round": (down + up)
         * sum(count.train > 0 for count in count_splits(simulation).values()),
     }
 
@@ -194,7 +196,7 @@ def _record(
         cohorts=list(simulation.gathering.cohorts),
         data_digest=data_digest(prepared.cases),
         parameters=parameter_count(simulation.settings),
-        payload_bytes=layout_of(simulation.settings).payload_bytes,
+        payload_bytes=packed_bytes(simulation.settings.payload, layout_of(simulation.settings).sizes),
         splits=splits,
         issues=summarise(
             [*simulation.gathering.exclusions, *prepared.exclusions],
@@ -204,38 +206,17 @@ def _record(
     )
 
 
-def data_digest(cases: Sequence[PreparedCase]) -> str:
-    """Return sha256 over the digests, labels and sites of prepared cases, in any order."""
-    lines = sorted(f"{item.digest} {item.case.genotype.labels()} {item.case.site}" for item in cases)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def require_same_settings(folder: RunFolder, asked: RunConfig) -> None:
-    """Raise ``ConfigError`` where the folder holds a run of other settings, and name the first of them."""
-    if not folder.exists():
-        return
-    there = folder.read().settings
-    for field in RunConfig.model_fields:
-        old, new = getattr(there, field), getattr(asked, field)
-        if old != new:
-            raise _other_run(folder, f"{field} {old}", f"{new} is")
-
-
 def _require_same_run(folder: RunFolder, asked: RunRecord, plan: SimulationPlan) -> None:
     require_same_settings(folder, asked.settings)
     there = folder.read()
     if set(there.splits) != set(asked.splits):
-        raise _other_run(folder, f"sites {', '.join(there.splits)}", f"{', '.join(asked.splits)} are")
+        raise other_run(folder, f"sites {', '.join(there.splits)}", f"{', '.join(asked.splits)} are")
     if there.data_digest != asked.data_digest:
-        raise _other_run(folder, "other cases, or cases divided otherwise", "these are")
+        raise other_run(folder, "other cases, or cases divided otherwise", "these are")
     for name, limit in ((site.settings.site, site.settings.small_cell_limit) for site in plan.sites):
         if name in there.sites and there.sites[name].small_cell_limit != limit:
             old = there.sites[name].small_cell_limit
-            raise _other_run(folder, f"small-cell limit {old} of {name}", f"{limit} is")
-
-
-def _other_run(folder: RunFolder, holds: str, asked: str) -> ConfigError:
-    return ConfigError(f"{folder.path}: holds a run with {holds}, {asked} asked for; name another --out")
+            raise other_run(folder, f"small-cell limit {old} of {name}", f"{limit} is")
 
 
 def run(simulation: Simulation, prepared: Prepared, progress: Progress = silent) -> RunRecord:
@@ -313,18 +294,6 @@ _ENGINES: dict[Engine, Callable[[Simulation, SimulationPlan, Progress], None]] =
     Engine.INLINE: _run_inline,
     Engine.RAY: _run_ray,
 }
-
-
-def command_line() -> str:
-    """Return the command that was typed, without this machine's folders.
-
-    A path below the working folder stays as it is; of any other only the last part is kept.
-    """
-    words = [Path(sys.argv[0]).name]
-    for word in sys.argv[1:]:
-        elsewhere = Path(word).is_absolute() or ".." in Path(word).parts
-        words.append(Path(word).name if elsewhere else word)
-    return shlex.join(words)
 
 
 def default_threads() -> int:

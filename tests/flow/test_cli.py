@@ -377,7 +377,7 @@ def test_run_gets_a_folder_of_its_own_where_none_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fedglioma_server.federation.write_report", lambda folder: folder)
+    monkeypatch.setattr("fedglioma_server.conclusion.write_report", lambda folder: folder)
     names = set()
     for _ in range(2):
         result = call("simulate", *SYNTHETIC, *TINY, "--format", "json")

@@ -137,7 +137,7 @@ def test_run_stopped_at_its_report_only_writes_the_report(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("fedglioma_server.federation.write_report", stop)
+        patched.setattr("fedglioma_server.conclusion.write_report", stop)
         assert call(*words).exit_code == 130
     assert len(read_rounds(run / "rounds.jsonl")) == ROUNDS + 1
     monkeypatch.setattr("fedglioma_client.app.train_round", None)

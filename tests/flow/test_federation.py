@@ -26,46 +26,23 @@ from fedglioma_server.inline import run_inline
 from fedglioma_server.release import load_model
 from fedglioma_server.runfolder import RunFolder
 from fedglioma_server.simulate import plan_file
-from tests.federation_fixture import MARK, TINY, make_plan, prepared_case
+from tests.federation_fixture import (
+    MARK,
+    TINY,
+    Meddler,
+    assert_same_bits,
+    final_weights,
+    make_plan,
+    prepared_case,
+    run,
+)
 
 
 @pytest.fixture(autouse=True)
 def no_report(request, monkeypatch):
     """Leave the report, most of a tiny run's time, to the one test that looks for it."""
     if "report" not in request.node.name:
-        monkeypatch.setattr("fedglioma_server.federation.write_report", lambda folder: folder)
-
-
-class Meddler:
-    """The client app with a hand on its replies."""
-
-    def __init__(self, meddle):
-        self.meddle = meddle
-
-    def __call__(self, message, context):
-        return self.meddle(message, client_app(message, context))
-
-
-def run(plan, *, meddle=None, tap=None, finished=lambda _line: None):
-    folder = RunFolder(plan.run_folder)
-    run_inline(
-        make_app(finished),
-        client_app if meddle is None else Meddler(meddle),
-        sites=len(plan.sites),
-        run_config={PLAN_KEY: str(plan_file(folder))},
-        tap=tap,
-    )
-    return folder
-
-
-def final_weights(plan, number=None):
-    checkpoints = Checkpoints(RunFolder(plan.run_folder).checkpoints, layout_of(plan.settings))
-    return checkpoints.load(plan.settings.rounds if number is None else number)
-
-
-def assert_same_bits(one, other):
-    for group in GROUPS:
-        assert one[group].tobytes() == other[group].tobytes(), group
+        monkeypatch.setattr("fedglioma_server.conclusion.write_report", lambda folder: folder)
 
 
 def replace_weights(message, change):

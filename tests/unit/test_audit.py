@@ -262,6 +262,15 @@ def test_second_torn_line_takes_the_next_number(path: Path) -> None:
     assert names == [None, "audit.torn-1", "audit.torn-2"]
 
 
+def test_torn_line_longer_than_the_event_leaves_nothing_behind(path: Path) -> None:
+    tail = b'{"seq":2,"time":"2026' + b"x" * 5000
+    torn_log(path, tail)
+    AuditLog(path)
+    assert [line["event"] for line in assert_chained(path)] == ["run_started", "torn"]
+    assert path.with_suffix(".torn-1").read_bytes() == tail
+    assert [verify(path).verdict, verify(path).torn_bytes] == ["sound", 0]
+
+
 def test_end_that_is_no_line_is_moved_aside_and_called_so(path: Path) -> None:
     torn_log(path, b"something else")
     AuditLog(path)

@@ -73,9 +73,8 @@ def shake_hands(served: Path, trusted: Path, name: str) -> str | None:
 
     def serve() -> None:
         connection, _ = listener.accept()
-        with connection:
-            with suppress(OSError):  # the client's refusal
-                context.wrap_socket(connection, server_side=True).close()
+        with connection, suppress(OSError):  # the client's refusal
+            context.wrap_socket(connection, server_side=True).close()
 
     thread = threading.Thread(target=serve)
     thread.start()

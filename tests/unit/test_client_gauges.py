@@ -4,11 +4,12 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fedglioma_client.gauges import ClientGauges, Phase, gpu_bytes
-from tests.unit.test_server_gauges import scrape, value
+from tests.scrape_fixture import scrape, value
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,6 +75,21 @@ def test_looking_at_gpu_memory_does_not_load_pytorch() -> None:
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_gpu_memory_is_the_sum_over_all_that_pytorch_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def torch_with(initialized: bool) -> SimpleNamespace:
+        cuda = SimpleNamespace(
+            is_initialized=lambda: initialized,
+            device_count=lambda: 2,
+            memory_reserved=lambda n: 10 ** (n + 6),
+        )
+        return SimpleNamespace(cuda=cuda)
+
+    monkeypatch.setitem(sys.modules, "torch", torch_with(True))
+    assert gpu_bytes() == 11e6
+    monkeypatch.setitem(sys.modules, "torch", torch_with(False))
+    assert gpu_bytes() == 0
 
 
 @pytest.mark.gpu

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fedglioma.case import Case, Genotype
 from fedglioma.data.augment import Augmentation
 from fedglioma.data.dataset import CaseDataset, crop_at
-from fedglioma.data.prepare import PreparedCase
+from fedglioma.data.prepared import PreparedCase
 from fedglioma.errors import ConfigError, DataError
 
 PRESENT = (True, False, True, True)

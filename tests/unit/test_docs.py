@@ -104,7 +104,7 @@ def complaints(program: str, arguments: str) -> Iterator[str]:
                 yield f"{command.name or program} has no {option}"
             elif "=" not in word and not getattr(known[option], "is_flag", False):
                 next(words, None)
-        elif command is PROGRAMS[program]:
+        elif isinstance(command, click.Group):
             command = command.commands.get(word)
             if command is None:
                 yield f"{program} has no command {word}"

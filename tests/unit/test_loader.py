@@ -11,7 +11,7 @@ from fedglioma.case import Case, Genotype
 from fedglioma.data.augment import Augmentation
 from fedglioma.data.dataset import CaseDataset, Sample
 from fedglioma.data.loader import PREFETCH, eval_batches, stack, train_batches
-from fedglioma.data.prepare import PreparedCase
+from fedglioma.data.prepared import PreparedCase
 from fedglioma.errors import ConfigError, DataError
 
 

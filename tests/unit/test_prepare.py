@@ -10,7 +10,8 @@ from fedglioma.case import CHANNELS, Case, Modality
 from fedglioma.data import prepare
 from fedglioma.data.cache import Cache
 from fedglioma.data.cohort import read_cohort
-from fedglioma.data.prepare import Prepared, PreparedCase, PrepareSettings, prepare_cases
+from fedglioma.data.prepare import Prepared, PrepareSettings, prepare_cases
+from fedglioma.data.prepared import PreparedCase
 from fedglioma.errors import DataError
 from tests.bad_cohorts import affine, brain, volume, write_cohort, write_volume
 

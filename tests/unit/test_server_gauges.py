@@ -1,17 +1,11 @@
 """The server's metrics, scraped over HTTP and read by Prometheus' own parser."""
 
 import math
-import os
 import re
-import socket
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY, CollectorRegistry
-from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from fedglioma.case import Gene
@@ -19,6 +13,7 @@ from fedglioma.errors import ConfigError
 from fedglioma_client.gauges import ClientGauges
 from fedglioma_server.gauges import ServerGauges, serve
 from fedglioma_server.records import HeldOutRound, RoundRecord, SiteRound
+from tests.scrape_fixture import fetch, samples_of, scrape, served, value
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,41 +34,6 @@ AGREED = {
 """Names of the conventions without those of differential privacy, and the labels beyond the usual three."""
 OF_THE_SITE = {"fedglioma_server_connected", "fedglioma_server_last_contact_timestamp_seconds"}
 USUAL = {"site", "run_id", "phase"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@contextmanager
-def served(registry: CollectorRegistry) -> Iterator[str]:
-    port = free_port()
-    close = serve(registry, port=port)
-    try:
-        yield f"http://127.0.0.1:{port}/metrics"
-    finally:
-        close()
-
-
-def fetch(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own endpoint
-        text: str = answer.read().decode("utf-8")
-        return text
-
-
-def scrape(registry: CollectorRegistry) -> list[Sample]:
-    with served(registry) as url:
-        return [sample for family in text_string_to_metric_families(fetch(url)) for sample in family.samples]
-
-
-def value(samples: list[Sample], name: str, **labels: str) -> float:
-    """Return the one sample of this name with exactly these labels."""
-    found = [s.value for s in samples if s.name == f"fedglioma_{name}" and s.labels == labels]
-    assert len(found) == 1, (name, labels, [s for s in samples if s.name.endswith(name)])
-    return found[0]
 
 
 def a_round(number: int = 3, **sites: SiteRound) -> RoundRecord:
@@ -104,24 +64,35 @@ def gauges() -> ServerGauges:
     return ServerGauges("glioma-1")
 
 
-def test_every_agreed_name_is_shown_by_server_or_site_with_agreed_labels_only() -> None:
+def in_use() -> tuple[CollectorRegistry, CollectorRegistry]:
+    """Return the registries of a server and a site that have shown everything once."""
     server, client = ServerGauges("glioma-1"), ClientGauges("henan")
-    shown: dict[str, set[str]] = {}
-    for registry in (server.registry, client.registry):
-        for family in registry.collect():
-            counter = "_total" if family.type == "counter" else ""
-            shown.setdefault(family.name + counter, set())
-    assert set(shown) == set(AGREED) | OF_THE_SITE
     server.round_finished(a_round(henan=good(), ningxia=SiteRound(status="no_reply")))
     server.sites_connected(2)
     server.site_seen("henan", 5.0)
     client.round_started(1)
     client.phase_finished("train", 1.0)
     client.received(1)
-    for sample in [*scrape(server.registry), *scrape(client.registry)]:
-        name = re.sub(r"_(bucket|count|sum|created)$", "", sample.name)
-        name = name if name in AGREED or name in OF_THE_SITE else f"{name}_total"
-        assert set(sample.labels) <= USUAL | AGREED.get(name, set()) | {"le"}, sample
+    return server.registry, client.registry
+
+
+def labels_by_name(samples: list[Sample]) -> dict[str, set[str]]:
+    """Return every metric with its labels; what a histogram is made of counts as the histogram."""
+    found: dict[str, set[str]] = {}
+    for sample in samples:
+        if not sample.name.endswith("_created"):
+            name = re.sub(r"_(bucket|count|sum)$", "", sample.name)
+            found.setdefault(name, set()).update(sample.labels)
+    return {name: labels - {"le"} for name, labels in found.items()}
+
+
+def test_every_agreed_name_is_served_with_agreed_labels_only() -> None:
+    server, client = in_use()
+    with served(server) as one, served(client) as other:
+        shown = labels_by_name([*samples_of(fetch(one)), *samples_of(fetch(other))])
+    assert set(shown) == set(AGREED) | OF_THE_SITE
+    for name, labels in shown.items():
+        assert labels <= USUAL | AGREED.get(name, set()), name
 
 
 def test_finished_round_is_shown_as_it_stands_on_record(gauges: ServerGauges) -> None:
@@ -221,27 +192,25 @@ def test_nothing_is_registered_for_the_whole_process(gauges: ServerGauges) -> No
 
 
 def test_port_0_shows_nothing_and_any_other_only_on_this_computer(gauges: ServerGauges) -> None:
-    before = set(os.listdir("/proc/self/fd"))
+    before = set(Path("/proc/self/fd").iterdir())
     serve(gauges.registry)()
-    assert set(os.listdir("/proc/self/fd")) == before
-    with served(gauges.registry) as url:
-        port = f"{int(url.split(':')[2].split('/')[0]):04X}"
+    assert set(Path("/proc/self/fd").iterdir()) == before
+    with served(gauges.registry) as port:
         sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-        listening = [words[1] for words in sockets if words[3] == "0A" and words[1].endswith(f":{port}")]
-        assert listening == [f"0100007F:{port}"]
+        listening = [words[1] for words in sockets if words[3] == "0A" and words[1].endswith(f":{port:04X}")]
+        assert listening == [f"0100007F:{port:04X}"]
     with pytest.raises(OSError, match="refused"):
-        fetch(url)
+        fetch(port)
 
 
 def test_port_that_is_taken_is_told_in_words(gauges: ServerGauges) -> None:
-    with served(gauges.registry) as url:
-        port = int(url.split(":")[2].split("/")[0])
+    with served(gauges.registry) as port:
         with pytest.raises(
             ConfigError, match=rf"metrics_port {port} on 127\.0\.0\.1: cannot be opened"
         ) as raised:
             serve(gauges.registry, port=port)
         assert "choose another port, or 0" in str(raised.value)
-        assert fetch(url)
+        assert fetch(port)
     for host, port in (("no.such.host.invalid", 9464), ("127.0.0.1", 70000)):
         with pytest.raises(ConfigError, match="cannot be opened"):
             serve(gauges.registry, host, port)
@@ -249,16 +218,8 @@ def test_port_that_is_taken_is_told_in_words(gauges: ServerGauges) -> None:
 
 def test_page_has_every_metric_with_its_labels_and_no_other() -> None:
     page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    for title, registry in (
-        ("## Server", ServerGauges("x").registry),
-        ("## Site", ClientGauges("x").registry),
-    ):
-        section = page.partition(title)[2].partition("\n## ")[0]
+    for title, registry in zip(("## Server", "## Site"), in_use(), strict=True):
+        section = page.partition(f"{title}\n")[2].partition("\n## ")[0]
         rows = dict(re.findall(r"^\| `(fedglioma_\w+)` \| \w+ \| ([^|]*) \|", section, re.MULTILINE))
-        metrics = {
-            collector._name + ("_total" if collector._type == "counter" else ""): collector._labelnames
-            for collector in registry._collector_to_names
-        }
-        assert {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows.items()} == {
-            name: set(labels) for name, labels in metrics.items()
-        }
+        told = {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows.items()}
+        assert told == labels_by_name(scrape(registry))

@@ -115,7 +115,8 @@ def test_bytes_put_in_are_found_in_their_line(
     path = tmp_path_factory.getbasetemp() / "longer.jsonl"
     path.write_bytes(changed)
     path.with_suffix(".head").write_text(head)
-    same = next(n for n, (a, b) in enumerate(zip(changed, text + b"\n", strict=False)) if a != b)
+    pairs = enumerate(zip(changed, text, strict=False))
+    same = next((at for at, (new, old) in pairs if new != old), len(text))
     broken = verify(path).broken
     assert broken
     assert broken.line == text[:same].count(b"\n") + 1
@@ -170,6 +171,27 @@ def test_lines_swapped_are_found_at_the_first(
     lines[one], lines[other] = lines[other], lines[one]
     path = tmp_path_factory.getbasetemp() / "swapped.jsonl"
     assert first_broken(path, lines, head) == min(one, other) + 1
+
+
+def test_what_is_wrong_is_told_in_words(path: Path, written: tuple[list[bytes], str]) -> None:
+    lines, head = written
+    for changed, said in (
+        (
+            [lines[0], moved(lines[1]), *lines[2:]],
+            "line 2 was changed: its digest is not that of its content",
+        ),
+        ([lines[0], *lines[2:]], "line 2 has the number 3: lines were removed, put in or moved"),
+        (lines[:4], "line 5 is missing: the head names line 6, so the end was cut off"),
+    ):
+        first_broken(path, changed, head)
+        assert verify(path).verdict == said
+
+
+def test_numbers_that_skip_one_are_found_though_the_chain_was_made_good(
+    path: Path, written: tuple[list[bytes], str]
+) -> None:
+    lines = [written[0][0], *written[0][2:]]
+    assert first_broken(path, resealed(lines, 1), None) == 2
 
 
 @law
