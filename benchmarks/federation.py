@@ -341,9 +341,12 @@ def main() -> None:
             asked.flare_python = None
     text = []
     with tempfile.TemporaryDirectory(prefix="fedglioma-benchmark-") as scratch:
-        for line in chain(surroundings(found), measure_of.lines(asked, Path(scratch))):
-            text.append(line)
-            print(line, flush=True)
+        try:
+            for line in chain(surroundings(found), measure_of.lines(asked, Path(scratch))):
+                text.append(line)
+                print(line, flush=True)
+        except RuntimeError as error:
+            raise SystemExit(f"not measured: {error}") from None
     if asked.out:
         fenced = "\n".join(["```text", *text, "```"])
         fill(asked.out, f"output of benchmarks/federation.py {asked.what}", fenced)

@@ -68,6 +68,9 @@ class TrainRequest(Body):
     proximal_mu: float = Field(ge=0)
     class_counts: dict[Gene, tuple[float, float]]
     layout: str
+    audit_head: str = Field(
+        default="", max_length=64, description="head of the server's audit log, which the site records"
+    )
 
 
 class TrainReply(Body):

@@ -15,6 +15,7 @@ from fedglioma.config.site import SiteConfig
 from fedglioma.data.cohort import Cohort
 from fedglioma.data.manifest import WHOLE_COHORT
 from fedglioma.errors import ConfigError, DataError
+from fedglioma_client.check_server import check_way
 from fedglioma_client.intake import Unusable, load_settings, read_site_cohort
 from fedglioma_client.machine import (
     check_cache,
@@ -108,6 +109,7 @@ def check_site(site: str, path: Path, spacing_mm: float) -> Checked:
             check_processor(config),
             check_memory(config.workers, spacing_mm),
             check_device(config.device),
+            *check_way(config),
         ]
     verdicts += [check_software(), check_telemetry()]
     return Checked(

@@ -147,12 +147,13 @@ def check(
     output: Format = OutputFormat.TEXT,
     log_level: LogLevel = "INFO",
 ) -> None:
-    """Look at settings, data, disk, memory and GPU before anything is started. Changes nothing.
+    """Look at settings, data, disk, memory, GPU and the way to the server. Changes nothing.
 
     One line each: ok, warning (works, but have a look) or failed (must be mended), with what to do.
     Patients with a problem are named below the lines, on this terminal only.
 
-    Exit code: 0 nothing failed, 2 the settings or this computer are at fault, 4 the data are.
+    Exit code: 0 nothing failed, 1 the server does not answer, 2 the settings or this computer are at
+    fault, 4 the data are, 5 another version is needed, 7 a key or certificate is at fault.
     """
     with door(output), interruptible():
         log.configure(log_level, console=human())

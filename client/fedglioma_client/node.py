@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from fedglioma import log
 from fedglioma.console import human, prepare_environment
@@ -30,6 +31,8 @@ from fedglioma.errors import ConfigError, FedGliomaError  # noqa: E402
 from fedglioma.memory import return_freed_memory  # noqa: E402
 from fedglioma.nodekey import read_private_key  # noqa: E402
 from fedglioma_client.ends import FAILED, FINISHED  # noqa: E402
+from fedglioma_client.gauges import ClientGauges, serve  # noqa: E402
+from fedglioma_client.instruments import Instruments  # noqa: E402
 from fedglioma_client.journal import open_journal  # noqa: E402
 from fedglioma_client.site import SITE_CONFIG_KEY  # noqa: E402
 from fedglioma_client.worker import Worker  # noqa: E402
@@ -81,6 +84,16 @@ def run_node(config: SiteConfig, settings: Path, *, parent: int, once: bool) -> 
     if config.server is None or config.key is None:
         raise ConfigError(f"{settings}: server and key are needed to join a federation")
     key = read_private_key(config.key)
+    gauges = ClientGauges(config.site)
+    serve(gauges.registry, port=config.metrics_port)
+    instruments = Instruments(gauges)
+    instruments.listen()
+    record = open_journal(config)
+
+    def journal(event: str, **facts: Any) -> None:
+        record(event, **facts)
+        instruments.step(event, **facts)
+
     factory = NodeStateFactory(ObjectStoreFactory())
     worker = Worker(
         state=factory.state(),
@@ -88,7 +101,8 @@ def run_node(config: SiteConfig, settings: Path, *, parent: int, once: bool) -> 
         app=installed_app(),
         node_config={SITE_CONFIG_KEY: str(settings.resolve())},
         site=config.site,
-        journal=open_journal(config),
+        journal=journal,
+        phase=instruments.phase,
     )
     threading.Thread(target=_serve, args=(worker,), name="worker", daemon=True).start()
     if once:

@@ -28,8 +28,17 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.nodestate import NodeState
 
 from fedglioma.bundle import build_bundle
-from fedglioma.errors import PolicyError
-from fedglioma.wire import FINISHED, STATISTICS, TRAIN, Refusal, payload_bytes, reply_to
+from fedglioma.errors import PolicyError, ProtocolError
+from fedglioma.wire import (
+    FINISHED,
+    STATISTICS,
+    TRAIN,
+    Refusal,
+    TrainRequest,
+    body_of,
+    payload_bytes,
+    reply_to,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +119,7 @@ class Worker:
         TaskIdentity.node_id = self.state.get_node_id()
         size = payload_bytes(message.content) if message.has_content() else 0
         what = {"kind": asked.message_type, "round": asked.group_id}
-        self.journal("offered", **what, digests=[asked.message_id], bytes=size)
+        self.journal("offered", **what, digests=[asked.message_id], bytes=size, **_head_of(message))
         self.state.record_message_processing_start(asked.message_id)
         self.phase("train")
         reply = self._reply(message, run)
@@ -179,3 +188,14 @@ class Worker:
             self.last_reply = number
             self.state.store_message(reply)
         return number, size
+
+
+def _head_of(message: Message) -> dict[str, str]:
+    """Return the head of the server's audit log that came with a round, for this site's own log."""
+    if message.metadata.message_type != TRAIN or not message.has_content():
+        return {}
+    try:
+        head = body_of(message.content, TrainRequest).audit_head
+    except ProtocolError:  # answered, and refused, by the app
+        return {}
+    return {"server_head": head} if head else {}

@@ -33,8 +33,8 @@ class Coordinator:
     """What the coordinating centre brings to a run: terms, its held-out cases, and where to write.
 
     ``members`` gives the nodes that belong to the run and their sites, whether or not they are connected;
-    None where the engine's nodes are all there are (simulations). ``audit`` hears what happens,
-    ``stop_asked`` is asked after every round.
+    None where the engine's nodes are all there are (simulations). ``audit`` hears what happens
+    and ``audit_head`` is what its log ends with, which travels with every round. ``stop_asked`` is asked after every round.
     """
 
     path: Path
@@ -47,6 +47,7 @@ class Coordinator:
     join_timeout_s: float = CONNECT_S
     members: Callable[[], Mapping[int, str]] | None = None
     audit: Audit = _unheard
+    audit_head: Callable[[], str] = lambda: ""
     stop_asked: Callable[[], bool] = lambda: False
 
     @classmethod

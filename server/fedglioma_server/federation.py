@@ -72,6 +72,7 @@ def run_federation(grid: Grid, coordinator: Coordinator, finished: Finished = la
     )
     if done:
         strategy.restore(checkpoints.load_state(done))
+    strategy.audit_head = coordinator.audit_head
     heldout = HeldOut(
         folder=folder,
         checkpoints=checkpoints,

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedglioma.errors import ProtocolError
+from fedglioma.errors import ConfigError, ProtocolError
 from fedglioma.payload import PART, forms
 from fedglioma.training.learner import layout_of
 from fedglioma.weights import GROUPS, Layout, digest_of
@@ -25,11 +25,15 @@ def recompute(run_folder: Path, number: int) -> str:
 
     Raises
     ------
+    ConfigError
+        The folder holds no run, or one that kept no updates.
     ProtocolError
         A file is absent, or is not the one on record; or the weights come out otherwise than recorded.
     """
     folder = RunFolder(run_folder)
     settings = folder.read().settings
+    if not settings.keep_updates:
+        raise ConfigError(f"{run_folder}: this run kept no updates; start one with keep_updates")
     rounds = {line.round: line for line in folder.rounds()}
     line, before = _line(rounds, number), _line(rounds, number - 1)
     layout = layout_of(settings)

@@ -13,13 +13,14 @@ from fedglioma.audit import AuditLog, shortened
 from fedglioma.bundle import build_bundle
 from fedglioma.chain import AUDIT_FILE
 from fedglioma.config.server import ServerConfig
-from fedglioma.errors import ConfigError
+from fedglioma.errors import ConfigError, FedGliomaError, QuorumError
 from fedglioma.training.learner import layout_of
 from fedglioma_server.control import Control
 from fedglioma_server.coordinator import Coordinator
 from fedglioma_server.evaluation_cohort import EvaluationCohort
 from fedglioma_server.federation import run_federation
 from fedglioma_server.gauges import ServerGauges, serve
+from fedglioma_server.heldout import Stopped
 from fedglioma_server.link import Address, Link
 from fedglioma_server.linkgrid import LinkGrid, Terms
 from fedglioma_server.members import Members
@@ -71,8 +72,8 @@ class Server:
         expected = self._expected(members)
         audit = AuditLog(self.folder.path / AUDIT_FILE)
         gauges = ServerGauges(run_id=self.folder.path.name)
-        link = self._open_link(members, audit)
-        control = Control(self.status, self._ask_stop)
+        link = self._open_link(members, audit, gauges)
+        control = Control(self.status, lambda: self._ask_stop(audit))
         with ExitStack() as open_things:
             open_things.callback(members.close)
             if self.config.metrics_port:
@@ -87,7 +88,9 @@ class Server:
             port = open_things.enter_context(link.listening(self._address()))
             self._announce(port, sorted(members.sites))
             self._grid = self._make_grid(link, run_id, audit)
-            self._watch_gauges(open_things, gauges)
+            for line in self.folder.rounds()[-1:]:
+                gauges.round_restored(line)
+            self._watch_sites(open_things, gauges, audit)
             coordinator = Coordinator(
                 path=self.config.out,
                 settings=self.config.run,
@@ -98,9 +101,16 @@ class Server:
                 join_timeout_s=self.config.join_timeout_s,
                 members=lambda: _nodes(link, expected),
                 audit=lambda event, /, **facts: _note(audit, event, facts),
+                audit_head=audit.head,
                 stop_asked=self._stop.is_set,
             )
-            run_federation(self._grid, coordinator, lambda line: self._finished(line, audit, gauges))
+            try:
+                run_federation(self._grid, coordinator, lambda line: self._finished(line, audit, gauges))
+            except BaseException as error:
+                if isinstance(error, QuorumError):
+                    gauges.round_failed()
+                _note(audit, "run_stopped", {"run": self.folder.path.name, "reason": _ending(error)})
+                raise
 
     def status(self) -> dict[str, Any]:
         """Return what the server does, for people and programs."""
@@ -128,8 +138,9 @@ class Server:
             "best": next((line.round for line in reversed(rounds) if line.selected), None),
         }
 
-    def _ask_stop(self) -> None:
+    def _ask_stop(self, audit: AuditLog) -> None:
         logger.warning("stop asked for: the server ends after the round in flight")
+        audit.append("control", what="stop")
         self._stop.set()
 
     def _expected(self, members: Members) -> tuple[str, ...]:
@@ -139,9 +150,10 @@ class Server:
             raise ConfigError(f"expected: {', '.join(unknown)} has no public key in {self.config.sites}")
         return self.config.expected
 
-    def _open_link(self, members: Members, audit: AuditLog) -> Link:
+    def _open_link(self, members: Members, audit: AuditLog, gauges: ServerGauges) -> Link:
         def refused(site: str, group: str, reason: str) -> None:
-            audit.append("refused", site=site, round=group, reason=reason)
+            _note(audit, "refused", {"site": site, "round": group, "reason": reason})
+            gauges.rejected("late")
 
         self._link = Link(
             members,
@@ -198,18 +210,35 @@ class Server:
         digests = [line.weights_digest] if line.weights_digest else []
         _note(audit, "aggregated", {"round": str(line.round), "digests": digests})
 
-    def _watch_gauges(self, open_things: ExitStack, gauges: ServerGauges) -> None:
+    def _watch_sites(self, open_things: ExitStack, gauges: ServerGauges, audit: AuditLog) -> None:
+        """Say who comes and goes, every second, in a thread that ends with the server."""
         ended = threading.Event()
+        thread = threading.Thread(target=self._look, args=(ended, gauges, audit), name="sites", daemon=True)
+        open_things.callback(thread.join)
         open_things.callback(ended.set)
+        thread.start()
 
-        def look() -> None:
-            while not ended.wait(1.0):
-                if self._link is not None:
-                    gauges.sites_connected(sum(view.online for view in self._link.state.sites()))
-                    for site, seen in dict(self._link.gate.traffic.last_seen).items():
-                        gauges.site_seen(site, seen)
+    def _look(self, ended: threading.Event, gauges: ServerGauges, audit: AuditLog) -> None:
+        before: set[str] = set()
+        while not ended.wait(1.0):
+            if self._link is None:
+                continue
+            online = {view.site for view in self._link.state.sites() if view.online}
+            for site in sorted(online - before):
+                logger.info("%s is connected", site)
+            for site in sorted(before - online):
+                logger.warning("%s is away: not heard for 20 s, or it said goodbye", site)
+                _note(audit, "site_left", {"site": site})
+            before = online
+            gauges.sites_connected(len(online))
+            for site, seen in dict(self._link.gate.traffic.last_seen).items():
+                gauges.site_seen(site, seen)
 
-        threading.Thread(target=look, name="gauges", daemon=True).start()
+
+def _ending(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return str(error) if isinstance(error, FedGliomaError | Stopped) else type(error).__name__
 
 
 @contextmanager

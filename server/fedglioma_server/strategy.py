@@ -100,6 +100,7 @@ class RoundStrategy(Strategy):
         self._sent: FlatArrays = {}
         self._asked: set[str] = set()
         self._sent_at = 0.0
+        self.audit_head: Callable[[], str] = lambda: ""
         require_enough(self.combiner, sum(bool(site.weights.get(TRUNK)) for site in nodes.values()))
 
     def configure_train(
@@ -121,6 +122,7 @@ class RoundStrategy(Strategy):
             proximal_mu=self.settings.proximal_mu if self.settings.strategy == "fedprox" else 0.0,
             class_counts=self.class_counts,
             layout=self.layout.digest,
+            audit_head=self.audit_head(),
         )
         content = request_record(request)
         same = broadcast(self.settings.payload) == "float32"

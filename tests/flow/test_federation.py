@@ -18,9 +18,7 @@ from fedglioma.training.fit import parameter_groups
 from fedglioma.training.learner import build_learner, initial_learner, layout_of
 from fedglioma.weights import GROUPS, pack
 from fedglioma.wire import TRAIN, Body, payload_bytes, request_record, weights_of
-from fedglioma_client.app import app as client_app
 from fedglioma_server.app import make_app
-from fedglioma_server.checkpoint import Checkpoints
 from fedglioma_server.heldout import best_round
 from fedglioma_server.inline import run_inline
 from fedglioma_server.release import load_model
