@@ -1,4 +1,5 @@
 # make demo   a simulated three-hospital federation on synthetic patients, and its report
+# make federation-demo   one server and three hospitals as processes over TLS on this computer
 # make test   the tests
 # make check  what .ci/run checks before the tests: format, lint, import rules, types
 
@@ -6,12 +7,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
+FEDERATION_DEMO ?= runs/federation-demo
 REAL_DATA := $(realpath ../shared/data)
 
 # Idle OpenMP threads would spin and starve whatever else runs on a small machine.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test check lint types clean
+.PHONY: demo federation-demo test check lint types clean
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else "fedglioma needs Python 3.11 to 3.13, this is %d.%d: make PYTHON=python3.12" % v)'
@@ -31,6 +33,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed pyproject.toml
 demo: $(VENV)/.installed
 	$(BIN)/fedglioma-server simulate --synthetic 150 --synthetic-overlap 0.25 \
 		--preset reference --lr 0.002 --rounds 8 --out $(DEMO)
+
+federation-demo: $(VENV)/.installed
+	FEDGLIOMA_BIN=$(BIN) deploy/federation-demo.sh $(FEDERATION_DEMO)
 
 test: $(VENV)/.installed-dev
 	$(if $(REAL_DATA),FEDGLIOMA_REAL_DATA='$(REAL_DATA)') $(BIN)/python -m pytest -m 'not gpu'

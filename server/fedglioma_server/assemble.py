@@ -7,7 +7,7 @@ update. Here it is once.
 import json
 from typing import cast
 
-from flwr.app import Array, Message
+from flwr.app import Array, ArrayRecord, Message
 from flwr.app.message.arraychunk import ArrayChunk
 from flwr.supercore.inflatable.inflatable_object import (
     InflatableObject,
@@ -49,13 +49,30 @@ def _inflate(
     if not content or depth > DEEPEST:
         raise ValueError("an object is missing, or too deep")
     kind, children, _ = get_object_head_values_from_object_content(content)
+    found: InflatableObject
     if kind == Array.__qualname__:
-        found: InflatableObject = _array(store, content, children)
+        found = _array(store, content, children)
     else:
         parts = {child: _inflate(store, child, done, depth + 1) for child in children}
-        found = inflatable_class_registry[kind].inflate(content, parts or None)
+        if kind == ArrayRecord.__qualname__:
+            found = _array_record(content, parts)
+        else:
+            found = inflatable_class_registry[kind].inflate(content, parts or None)
     done[object_id] = found
     return found
+
+
+def _array_record(content: bytes, parts: dict[str, InflatableObject]) -> ArrayRecord:
+    names: dict[str, str] = json.loads(get_object_body(content, ArrayRecord))
+    if set(names.values()) != set(parts):
+        raise ValueError("the arrays are not those that the record names")
+    record = ArrayRecord()  # its constructor would copy every array
+    for name, object_id in names.items():
+        array = parts[object_id]
+        if not isinstance(array, Array):
+            raise ValueError("a part of the record is no array")
+        record[name] = array
+    return record
 
 
 def _array(store: SpoolStore, content: bytes, children: list[str]) -> Array:

@@ -127,7 +127,7 @@ def test_update_that_was_removed_is_missed(tmp_path):
     plan = make_plan(tmp_path, settings(keep_updates=True, rounds=1))
     folder = run(plan)
     (folder.updates / "round-0001" / "henan.safetensors").unlink()
-    with pytest.raises(ProtocolError, match="henan.safetensors: cannot be read"):
+    with pytest.raises(ProtocolError, match=r"henan\.safetensors: cannot be read"):
         recompute(plan.run_folder, 1)
 
 
@@ -268,5 +268,5 @@ def test_multikrum_with_three_sites_is_refused_before_any_training(tmp_path):
 
 def test_weights_that_run_away_end_the_run_and_say_so(tmp_path):
     plan = make_plan(tmp_path, settings(strategy="fedadam", server_lr=1e38, rounds=3))
-    with pytest.raises(FedGliomaError, match="not finite|usable updates"):
+    with pytest.raises(FedGliomaError, match=r"not finite|usable updates"):
         run(plan)

@@ -47,12 +47,53 @@ def test_token_grid_covers_the_crop(crop: int, edge: int) -> None:
         ("fedprox", "auto", "fixed"),
         ("fedprox", "uncertainty", "uncertainty"),
         ("fedavg", "fixed", "fixed"),
+        ("fedbn", "auto", "uncertainty"),
+        ("fedadam", "auto", "uncertainty"),
     ],
 )
 def test_task_weights_follow_the_strategy_unless_they_are_said(
     strategy: Any, weighting: Any, expected: str
 ) -> None:
     assert RunConfig(strategy=strategy, weighting=weighting).task_weighting == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"strategy": "fedadam"}, 0.1),
+        ({"strategy": "fedyogi"}, 0.01),
+        ({"strategy": "fedavgm"}, 1.0),
+        ({"strategy": "fedadam", "server_lr": 0.03}, 0.03),
+    ],
+)
+def test_servers_learning_rate_is_the_strategys_own_unless_it_is_said(given: Any, found: float) -> None:
+    assert RunConfig(**given).server_learning_rate == found
+
+
+def test_round_waits_for_stragglers_until_the_deadline_unless_it_is_said() -> None:
+    assert RunConfig().straggler_wait_s is None
+    assert RunConfig(grace_s=0).straggler_wait_s == 0
+    assert RunConfig(grace_s=30).straggler_wait_s == 30
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"norm_limit": 0.5}, "at least 1, or 0 for none"),
+        ({"trim": 0.5}, "trim"),
+        ({"server_momentum": 1.0}, "server_momentum"),
+        ({"beta_2": 1.0}, "beta_2"),
+        ({"tau": 0}, "tau"),
+        ({"byzantine": -1}, "byzantine"),
+        ({"payload": "int4"}, "payload"),
+        ({"strategy": "krum"}, "strategy"),
+        ({"purpose": "profit"}, "purpose"),
+        ({"grace_s": -2}, "grace_s"),
+    ],
+)
+def test_setting_of_the_federation_out_of_bounds_is_refused(table: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        RunConfig.from_mapping(table, "settings")
 
 
 def test_poly_schedule_falls_from_the_first_rate_towards_zero() -> None:
@@ -141,7 +182,9 @@ def test_flowers_run_configuration_is_read_as_any_table() -> None:
         spacing_mm=st.floats(0.5, 8),
         selection=st.floats(0, 0.4),
         report=st.floats(0, 0.4),
-        strategy=st.sampled_from(["fedavg", "fedprox"]),
+        strategy=st.sampled_from(["fedavg", "fedprox", "fedadam", "multikrum"]),
+        payload=st.sampled_from(["float32", "bfloat16", "int8"]),
+        norm_limit=st.just(0.0) | st.floats(1, 1e6),
         flips=st.booleans(),
     )
 )
