@@ -286,8 +286,11 @@ def options() -> argparse.ArgumentParser:
 
 def table(asked: argparse.Namespace, scratch: Path) -> Iterator[str]:
     """Yield a table of the asked-for measurements, line by line as they are made."""
-    more = f"{INLINE} {INLINE_REPEATS} times as many below {SMALL_BYTES / 1e6:.0f} MB"
-    yield f"{asked.rounds} rounds each ({more}), the first dropped, median of the others"
+    more = f" ({INLINE} {INLINE_REPEATS} times as many below {SMALL_BYTES / 1e6:.0f} MB)"
+    yield (
+        f"{asked.rounds} rounds each{more if INLINE in asked.systems else ''}, "
+        "the first dropped, median of the others"
+    )
     yield ""
     yield row(HEAD)
     lines = []

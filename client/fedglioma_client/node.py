@@ -58,6 +58,8 @@ def main() -> None:
     asked = parser.parse_args()
     log.configure(asked.log_level, console=human())
     return_freed_memory()
+    if asked.log_level != "DEBUG":
+        logging.getLogger("flwr").setLevel(logging.ERROR)  # the supervisor says the same in words
     try:
         config = load_site_config(asked.settings)
         code = run_node(config, asked.settings, parent=asked.parent, once=asked.once)

@@ -3,6 +3,7 @@
 Paths in the file are relative to the file, as in a site's settings.
 """
 
+import os
 from pathlib import Path
 from typing import Self
 
@@ -80,7 +81,11 @@ def load_server_config(path: Path) -> ServerConfig:
         raise ConfigError(explain(error, ServerConfig, str(path))) from None
     base = path.resolve().parent
     places = {name: getattr(config, name) for name in ("certificate", "key", "ca", "sites", "out", "cache")}
-    absolute = {name: None if place is None else base / place for name, place in places.items()}
-    return config.model_copy(
-        update={**absolute, "cohorts": tuple(base / cohort for cohort in config.cohorts)}
-    )
+    absolute = {name: None if place is None else _below(base, place) for name, place in places.items()}
+    cohorts = tuple(_below(base, cohort) for cohort in config.cohorts)
+    return config.model_copy(update={**absolute, "cohorts": cohorts})
+
+
+def _below(base: Path, place: Path) -> Path:
+    """Return a path as a person would write it, no ``..`` in it; links stay as they are."""
+    return Path(os.path.normpath(base / place))

@@ -33,8 +33,9 @@ class Coordinator:
     """What the coordinating centre brings to a run: terms, its held-out cases, and where to write.
 
     ``members`` gives the nodes that belong to the run and their sites, whether or not they are connected;
-    None where the engine's nodes are all there are (simulations). ``audit`` hears what happens
-    and ``audit_head`` is what its log ends with, which travels with every round. ``stop_asked`` is asked after every round.
+    None where the engine's nodes are all there are (simulations). ``audit`` hears what happens, and
+    ``audit_head`` is what its log ends with, which travels with every round. ``stop_asked`` is asked
+    after every round.
     """
 
     path: Path

@@ -27,8 +27,9 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedglioma.errors import FedGliomaError, ProtocolError
-from fedglioma.wire import is_refusal
+from fedglioma.wire import TRAIN, is_refusal
 from fedglioma_server.assemble import assemble
+from fedglioma_server.heldout import Stopped
 from fedglioma_server.linkstate import SiteLinkState
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,8 @@ class LinkGrid(Grid):
         digest); the audit log listens.
     interrupted : threading.Event, optional
         Once set, waiting ends with ``KeyboardInterrupt``.
+    stopping : callable, optional
+        Once true, waiting for anything but a training round ends with ``Stopped``.
     """
 
     def __init__(
@@ -96,10 +99,12 @@ class LinkGrid(Grid):
         sent: Callable[[str, str, str, bool], None] = lambda _site, _round, _digest, _again: None,
         answered: Callable[[str, str, str], None] = lambda _site, _round, _digest: None,
         interrupted: threading.Event | None = None,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self.state = state
         self.terms = terms
         self.watch = Watch()
+        self.stopping = stopping
         self._run_id = run_id
         self._sent = sent
         self._answered = answered
@@ -165,10 +170,13 @@ class LinkGrid(Grid):
             return
         deadline = time.monotonic() + (_FOREVER_S if timeout is None else timeout)
         self.watch = Watch(round=waiting[0].message.metadata.group_id)
+        training = waiting[0].message.metadata.message_type == TRAIN
         usable, enough_since = 0, None
         while waiting:
             self._require_life()
             now = time.monotonic()
+            if not training and self.stopping():
+                raise Stopped(0)
             grace_over = (
                 enough_since is not None
                 and self.terms.grace_s is not None
@@ -187,7 +195,7 @@ class LinkGrid(Grid):
                 waiting.remove(asked)
                 arrived = True
                 usable += not answer.has_error() and not is_refusal(answer.content)
-                if enough_since is None and 0 < self.terms.quorum <= usable:
+                if training and enough_since is None and 0 < self.terms.quorum <= usable:
                     enough_since = time.monotonic()
                 yield answer
                 del answer
@@ -217,7 +225,9 @@ class LinkGrid(Grid):
         errors = {}
         with no_object_id_recompute():  # all messages of a round share the weights: hashed once
             for asked in unsent:
-                if asked.node not in online:
+                if not self.state.belongs(asked.node):
+                    errors[asked.node] = self._error(asked, ErrorCode.NODE_UNAVAILABLE, "its key was revoked")
+                elif asked.node not in online:
                     self.watch.phases[asked.site] = "away"
                 elif asked.sendings >= MOST_SENDINGS:
                     errors[asked.node] = self._lost_too_often(asked)
@@ -255,7 +265,12 @@ class LinkGrid(Grid):
         message = Message(
             asked.content, asked.node, sent.message_type, ttl=left_s + _TTL_SLACK_S, group_id=sent.group_id
         )
-        asked.number = self._push(message)
+        try:
+            asked.number = self._push(message)
+        except FedGliomaError:
+            if self.state.belongs(asked.node):
+                raise
+            return  # it was revoked this very moment; the next look says so
         asked.sendings += 1
         if again:
             logger.warning("round %s: %s lost the message, it is sent again", sent.group_id, asked.site)

@@ -13,11 +13,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message
-from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, Status
+from flwr.common.constant import (
+    HEARTBEAT_MIN_INTERVAL,
+    NOOP_ACCOUNT_NAME,
+    NOOP_FLWR_AID,
+    Status,
+    SubStatus,
+)
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
 from flwr.supercore.constant import NodeStatus, TaskType
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.run import RunStatus
 from flwr.superlink.federation import FederationManager, NoOpFederationManager
 
 from fedglioma.errors import FedGliomaError
@@ -168,6 +175,8 @@ class SiteLinkState(InMemoryLinkState):
     def get_message_ins(self, node_id: int, limit: int | None, *, run_id: int | None = None) -> list[Message]:
         """Return what waits for a node, noting that it asked and what it took."""
         with self.lock:
+            # Who asks for work is there: a node that outlived the server need not wait for its heartbeat.
+            self.acknowledge_node_heartbeat(node_id, HEARTBEAT_MIN_INTERVAL)
             self._asked_at[node_id] = time.monotonic()
             taken = super().get_message_ins(node_id, limit, run_id=run_id)
             for message in taken:
@@ -199,6 +208,35 @@ class SiteLinkState(InMemoryLinkState):
     def _refuse(self, site: str, group: str, reason: str) -> None:
         logger.warning("round %s: a reply of %s is refused: %s", group or "?", site, reason)
         self._refused(site, group, reason)
+
+    def get_run_status(self, run_ids: set[int]) -> dict[int, RunStatus]:
+        """Return the runs' statuses; one that an earlier start of the server began counts as finished.
+
+        Flower would fail on it, and a site that still works for it would not learn that nobody waits.
+        """
+        found = super().get_run_status(run_ids)
+        earlier = RunStatus(Status.FINISHED, SubStatus.STOPPED, "the server was started again")
+        return {run_id: found.get(run_id, earlier) for run_id in run_ids}
+
+    def cleanup_run(self, run_id: int) -> None:
+        """Forget a finished run's messages; there are none of a run that an earlier start began."""
+        if run_id in self.run_ids:
+            super().cleanup_run(run_id)
+
+    def _on_push_session_expired(self, message_object_ids: set[str]) -> None:
+        """Forget what an upload that was given up had begun.
+
+        Flower calls this with its upload lock held, and takes the two locks in the other order elsewhere:
+        another thread must do it.
+        """
+        forget = super()._on_push_session_expired
+        threading.Thread(target=forget, args=(set(message_object_ids),), daemon=True).start()
+
+    def belongs(self, node: int) -> bool:
+        """Whether a node may still connect."""
+        with self.lock:
+            info = self.nodes.get(node)
+            return info is not None and info.status != NodeStatus.UNREGISTERED
 
     def lost(self, message_id: str) -> bool:
         """Whether a message was taken by its node, which then came back for another without a reply."""

@@ -10,7 +10,17 @@ from fedglioma_server.report_saved import Saved
 
 SIMULATED = frozenset({"inline", "ray", "processes"})
 MODEL_TITLES = {"mdpnet": "MDPNet"}
-STRATEGY_TITLES = {"fedavg": "federated averaging", "fedprox": "federated averaging with a proximal term"}
+STRATEGY_TITLES = {
+    "fedavg": "federated averaging",
+    "fedprox": "federated averaging with a proximal term",
+    "fedavgm": "federated averaging with momentum at the server",
+    "fedadam": "federated averaging with Adam at the server",
+    "fedyogi": "federated averaging with Yogi at the server",
+    "fedbn": "federated averaging with normalisation layers that stay at each hospital",
+    "median": "federated training by coordinate-wise medians",
+    "trimmed_mean": "federated training by trimmed means",
+    "multikrum": "federated training by Multi-Krum",
+}
 
 
 def notices(saved: Saved) -> list[str]:

@@ -90,6 +90,7 @@ class Roll:
         if members is None:
             return
         online = set(self._grid.get_node_ids())
+        self._move_to_new_keys(members())
         late = [node for node in members() if node in online and node not in self.nodes]
         if not late:
             return
@@ -102,6 +103,15 @@ class Roll:
             self._keep()
             folder = self._coordinator.folder
             folder.update(sites={reply.site: site_data(reply) for reply in self.nodes.values()})
+
+    def _move_to_new_keys(self, members: Mapping[int, str]) -> None:
+        """Let a site that came back with a new key go on with what it said under the old one."""
+        old = {reply.site: node for node, reply in self.nodes.items() if node not in members}
+        for node, site in members.items():
+            if node not in self.nodes and site in old:
+                self.nodes[node] = self.nodes.pop(old.pop(site))
+                logger.info("%s goes on with its new key", site)
+        self._sort()
 
     def dismiss(self) -> None:
         """Tell the connected sites that the run is over."""

@@ -131,10 +131,9 @@ def _payload_bytes(settings: RunConfig) -> int:
 
 
 def _result(folder: RunFolder) -> Result:
-    record = folder.read()
-    data = {"run_id": record.run_id, "status": record.status, "folder": str(folder.path)}
-    data |= {"report": str(folder.report), "model": str(folder.model)}
-    return data, f"run {record.run_id}: {record.status}\nreport: {folder.report}"
+    from fedglioma_server.run_result import run_result  # statistics: only at the end
+
+    return run_result(folder.read(), folder)
 
 
 def _stopped(folder: RunFolder, stopped: Stopped) -> Result:

@@ -15,14 +15,12 @@ from fedglioma.config.run import RunConfig
 from fedglioma.console import human, progress
 from fedglioma.data.synthetic_cohort import synthesize
 from fedglioma.errors import ConfigError
-from fedglioma.metrics.tables import Evaluation
 from fedglioma_server import simulate
 from fedglioma_server.device import usable_device
 from fedglioma_server.gather import Gathering, SiteDefaults, gather, settings_files
 from fedglioma_server.options import resolve_settings
 from fedglioma_server.ray_engine import require_ray
-from fedglioma_server.records import RunRecord, read_json
-from fedglioma_server.run_evaluation import overall_lines
+from fedglioma_server.run_result import run_result
 from fedglioma_server.run_synthesis import names_of
 from fedglioma_server.runfolder import RunFolder
 from fedglioma_server.samerun import command_line, require_same_settings
@@ -110,7 +108,7 @@ def run(request: Request) -> Result:
         human().print(f"{left_out}; reasons in the report, patients in work/findings.csv", markup=False)
     with progress("train", unit="replies") as shown:
         record = simulate.run(simulation, prepared, shown)
-    return _result(record, folder)
+    return run_result(record, folder)
 
 
 def dry(request: Request) -> Result:
@@ -198,29 +196,6 @@ def _announce(gathering: Gathering) -> None:
             console.print(
                 f"{len(findings)} {what}; reasons in the report, patients in work/findings.csv", markup=False
             )
-
-
-def _result(record: RunRecord, folder: RunFolder) -> Result:
-    evaluation = read_json(folder.evaluation / "metrics.json", Evaluation)
-    data = {
-        "run_id": record.run_id,
-        "folder": str(folder.path),
-        "report": str(folder.report),
-        "model": str(folder.model),
-        "synthetic": record.synthetic,
-        "differentially_private": False,
-        "evaluation": evaluation.model_dump(mode="json", exclude={"by_site", "by_modalities", "who"}),
-    }
-    lines = [f"run {record.run_id}: {record.settings.rounds} rounds over {len(record.sites)} sites"]
-    if record.synthetic:
-        lines.append("SYNTHETIC DATA: made-up patients, nothing here is clinical evidence")
-    lines.append(f"held out for the report: {evaluation.n_cases} cases")
-    lines += overall_lines(evaluation)
-    lines += [
-        "not differentially private; research use only, not a medical device",
-        f"report: {folder.report}",
-    ]
-    return data, "\n".join(lines)
 
 
 def outline_text(data: Mapping[str, Any]) -> str:

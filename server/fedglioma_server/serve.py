@@ -177,6 +177,7 @@ class Server:
             sent=lambda site, group, digest, again: _note(
                 audit, "sent", {"site": site, "round": group, "digests": [digest], "again": again}
             ),
+            stopping=self._stop.is_set,
             answered=lambda site, group, digest: _note(
                 audit, "received", {"site": site, "round": group, "digests": [digest]}
             ),

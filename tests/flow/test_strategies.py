@@ -41,7 +41,7 @@ def stopped_after(plan, number: int) -> RunFolder:
     return RunFolder(plan.run_folder)
 
 
-@pytest.mark.parametrize("strategy", ["median", "trimmed_mean", "multikrum", *STATEFUL])
+@pytest.mark.parametrize("strategy", ["median", "trimmed_mean", "multikrum", "fedadam"])
 def test_every_strategy_trains_five_sites_and_can_be_computed_again(tmp_path, strategy):
     plan = make_plan(tmp_path, settings(strategy=strategy, keep_updates=True), sites=FIVE)
     lines = run(plan).rounds()
@@ -51,10 +51,11 @@ def test_every_strategy_trains_five_sites_and_can_be_computed_again(tmp_path, st
         assert recompute(plan.run_folder, number) == lines[number].weights_digest
 
 
-@pytest.mark.parametrize("strategy", STATEFUL)
-@pytest.mark.parametrize("cut_after", [0, 2])
+@pytest.mark.parametrize(
+    ("strategy", "cut_after"), [("fedavgm", 1), ("fedadam", 1), ("fedyogi", 1), ("fedadam", 0)]
+)
 def test_server_that_was_killed_goes_on_with_its_moments(tmp_path, strategy, cut_after):
-    chosen = settings(strategy=strategy, rounds=3)
+    chosen = settings(strategy=strategy)
     undisturbed, cut = make_plan(tmp_path / "one", chosen), make_plan(tmp_path / "two", chosen)
     run(undisturbed)
     stopped_after(cut, cut_after)
@@ -160,9 +161,8 @@ def test_rounded_steps_stay_near_the_exact_run(tmp_path, payload):
         assert np.abs(one[group] - other[group]).max() < 6 * TINY.lr
 
 
-@pytest.mark.parametrize("payload", ["bfloat16", "int8"])
-def test_run_with_rounded_steps_is_repeatable_and_continues_to_the_same_bits(tmp_path, payload):
-    chosen = settings(payload=payload, rounds=3)
+def test_run_with_rounded_steps_continues_to_the_same_bits(tmp_path):
+    chosen = settings(payload="int8")
     undisturbed, cut = make_plan(tmp_path / "one", chosen), make_plan(tmp_path / "two", chosen)
     run(undisturbed)
     stopped_after(cut, 1)
@@ -198,7 +198,7 @@ def test_fedbn_sends_no_norm_and_each_site_keeps_its_own(tmp_path, preset):
 
 
 def test_fedbn_that_was_interrupted_ends_with_the_same_bits_and_the_same_norms(tmp_path):
-    chosen = settings(**BATCH_NORM, rounds=3)
+    chosen = settings(**BATCH_NORM)
     undisturbed, cut = make_plan(tmp_path / "one", chosen), make_plan(tmp_path / "two", chosen)
     for plan in (undisturbed, cut):  # a run's key follows from the second it was created in
         record = RunFolder(plan.run_folder)

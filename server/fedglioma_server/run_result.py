@@ -1,0 +1,38 @@
+"""What a finished run says at its end, in words and as data; the same for a simulation and a server."""
+
+from typing import Any
+
+from fedglioma.metrics.tables import Evaluation
+from fedglioma_server.records import RunRecord, read_json
+from fedglioma_server.run_evaluation import overall_lines
+from fedglioma_server.runfolder import RunFolder
+
+
+def run_result(record: RunRecord, folder: RunFolder) -> tuple[dict[str, Any], str]:
+    """Return the result of a completed run.
+
+    Raises
+    ------
+    ConfigError
+        The folder holds no evaluation.
+    """
+    evaluation = read_json(folder.evaluation / "metrics.json", Evaluation)
+    data = {
+        "run_id": record.run_id,
+        "folder": str(folder.path),
+        "report": str(folder.report),
+        "model": str(folder.model),
+        "synthetic": record.synthetic,
+        "differentially_private": False,
+        "evaluation": evaluation.model_dump(mode="json", exclude={"by_site", "by_modalities", "who"}),
+    }
+    lines = [f"run {record.run_id}: {record.settings.rounds} rounds over {len(record.sites)} sites"]
+    if record.synthetic:
+        lines.append("SYNTHETIC DATA: made-up patients, nothing here is clinical evidence")
+    lines.append(f"held out for the report: {evaluation.n_cases} cases")
+    lines += overall_lines(evaluation)
+    lines += [
+        "not differentially private; research use only, not a medical device",
+        f"report: {folder.report}",
+    ]
+    return data, "\n".join(lines)
