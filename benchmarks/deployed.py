@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from socket import socket
+from typing import Any
 
 from sampling import SERVER, SITE, TOOL
 
@@ -86,7 +87,7 @@ def run(
             )
             for name, command in {"server": server, **clients}.items()
         }
-        stamps = _watch(out / "rounds.jsonl", started["server"])
+        stamps = watch(out / "rounds.jsonl", started["server"])
         if started["server"].returncode != 0:
             told = "\n".join(f"{name}: {place.read_text()[-1500:]}" for name, place in places.items())
             raise RuntimeError(f"deployed: exit code {started['server'].returncode}\n{told}")
@@ -95,7 +96,7 @@ def run(
     return stamps
 
 
-def _watch(rounds: Path, server: subprocess.Popen[bytes]) -> list[float]:
+def watch(rounds: Path, server: subprocess.Popen[Any]) -> list[float]:
     """Return when the record of rounds was written, each time, until the server ends."""
     stamps: list[float] = []
     give_up = time.monotonic() + TIMEOUT_S

@@ -29,7 +29,7 @@ from fedglioma.data.plan import PLAN_KEY, SimulationPlan  # noqa: E402
 from fedglioma.data.synthetic_cohort import synthesize  # noqa: E402
 from fedglioma.metrics.tables import Evaluation  # noqa: E402
 from fedglioma_client.app import app as client_app  # noqa: E402
-from fedglioma_server import federation, simulate  # noqa: E402
+from fedglioma_server import conclusion, simulate  # noqa: E402
 from fedglioma_server.app import make_app  # noqa: E402
 from fedglioma_server.gather import SiteDefaults, gather  # noqa: E402
 from fedglioma_server.inline import run_inline  # noqa: E402
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="page whose table is replaced, docs/learning.md")
     asked = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    federation.write_report = lambda folder: folder
+    conclusion.write_report = lambda folder: folder
     results: dict[str, dict[Gene, list[float | None]]] = {}
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:

@@ -67,7 +67,7 @@ def knock(config: SiteConfig) -> Knock:
     """
     if config.server is None or config.key is None or (config.ca is None and not config.insecure):
         raise ConfigError(
-            f"site_config: {config.site}.yaml names no server, ca or key; they come with the start-up kit"
+            f"{config.site}.yaml: server, ca and key are needed to join; they come with the start-up kit"
         )
     key = read_private_key(config.key)
     public = public_bytes(key)

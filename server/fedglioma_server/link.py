@@ -124,7 +124,7 @@ def serving(app: App, address: Address) -> Iterator[int]:
     IdentityError
         Certificate and key cannot be used together.
     """
-    _require_usable(address)
+    _require_pair(address)
     listener = _Listener(
         uvicorn.Config(
             app,
@@ -132,6 +132,7 @@ def serving(app: App, address: Address) -> Iterator[int]:
             log_config=None,
             access_log=False,
             lifespan="off",
+            ws="none",
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=3,
@@ -179,7 +180,21 @@ def _bind(address: Address) -> socket.socket:
     return bound
 
 
-def _require_usable(address: Address) -> None:
+def require_usable(address: Address) -> None:
+    """Raise for what would keep a server from listening, before anything is opened or made.
+
+    Raises
+    ------
+    ConfigError
+        The address is not this machine's, or the port is taken.
+    IdentityError
+        Certificate and key cannot be used together.
+    """
+    _require_pair(address)
+    _bind(address).close()
+
+
+def _require_pair(address: Address) -> None:
     if address.certificate is None or address.key is None:
         return
     for path in (address.certificate, address.key):

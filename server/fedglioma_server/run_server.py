@@ -48,6 +48,7 @@ def start(path: Path, changes: Mapping[str, Any], given: Mapping[str, Any]) -> R
     usable_device(config.device, f"{path}: device:")
     folder.require_new_or_ours()
     require_same_settings(folder, config.run)
+    Server(config, EvaluationCohort()).check()
     if config.insecure:
         human().print(f"[bold red]{PLAIN}[/]")
     with folder.locked():

@@ -21,7 +21,7 @@ from fedglioma_server.evaluation_cohort import EvaluationCohort
 from fedglioma_server.federation import run_federation
 from fedglioma_server.gauges import ServerGauges, serve
 from fedglioma_server.heldout import Stopped
-from fedglioma_server.link import Address, Link
+from fedglioma_server.link import Address, Link, require_usable
 from fedglioma_server.linkgrid import LinkGrid, Terms
 from fedglioma_server.members import Members
 from fedglioma_server.records import RoundRecord
@@ -68,8 +68,7 @@ class Server:
         Stopped
             Somebody asked for the end.
         """
-        members = Members(self.config.sites)
-        expected = self._expected(members)
+        members, expected = self._members()
         audit = AuditLog(self.folder.path / AUDIT_FILE)
         gauges = ServerGauges(run_id=self.folder.path.name)
         link = self._open_link(members, audit, gauges)
@@ -143,12 +142,18 @@ class Server:
         audit.append("control", what="stop")
         self._stop.set()
 
-    def _expected(self, members: Members) -> tuple[str, ...]:
-        """Return the sites of the run: those named, else all with a key, also those that come later."""
+    def check(self) -> None:
+        """Raise for what would keep the server from starting; nothing is opened or made."""
+        self._members()
+        require_usable(self._address())
+
+    def _members(self) -> tuple[Members, tuple[str, ...]]:
+        """Return who may join, and the sites of the run: those named, else all, also that come later."""
+        members = Members(self.config.sites)
         unknown = sorted(set(self.config.expected) - set(members.sites))
         if unknown:
             raise ConfigError(f"expected: {', '.join(unknown)} has no public key in {self.config.sites}")
-        return self.config.expected
+        return members, self.config.expected
 
     def _open_link(self, members: Members, audit: AuditLog, gauges: ServerGauges) -> Link:
         def refused(site: str, group: str, reason: str) -> None:

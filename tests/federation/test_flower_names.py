@@ -6,23 +6,27 @@ import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
-from flwr.app import Context, Error, Message, RecordDict
+import numpy as np
+from flwr.app import Array, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import FedAdam, FedAvgM, Strategy
 from flwr.simulation import run_simulation
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedglioma_server.inline import InlineGrid
+from fedglioma_server.server_optimizers import _Adam, _AvgM, _Yogi
 
 ROOT = Path(__file__).resolve().parents[2]
 INLINE = "server/fedglioma_server/inline.py"
 RAY = "server/fedglioma_server/ray_engine.py"
 WIRE = "fedglioma/wire.py"
 STRATEGY = "server/fedglioma_server/strategy.py"
+OPTIMIZERS = "server/fedglioma_server/server_optimizers.py"
+WEIGHTS = "fedglioma/weights.py"
 
 
 def takes(function: object, names: set[str]) -> bool:
@@ -87,6 +91,29 @@ def test_contexts_and_apps_can_be_called_by_hand() -> None:
 def test_simulation_takes_what_the_ray_engine_gives() -> None:
     wanted = {"server_app", "client_app", "num_supernodes", "backend_config"}
     assert takes(run_simulation, wanted), f"run_simulation changed; see {RAY}"
+
+
+def test_server_optimizers_take_their_mean_from_the_class_behind_them() -> None:
+    """Ours stands between Flower's optimizer and its FedAvg, and hands the mean over."""
+    for optimizer in (_AvgM, _Adam, _Yogi):
+        order = [kind.__name__ for kind in optimizer.__mro__]
+        assert order.index("_MeanGiven") < order.index("FedAvg"), f"bases changed; see {OPTIMIZERS}"
+        source = inspect.getsource(optimizer.__mro__[1].aggregate_train)
+        assert "super().aggregate_train(" in source, f"{order[1]} averages by itself; see {OPTIMIZERS}"
+    assert takes(FedAdam, {"eta", "beta_1", "beta_2", "tau"}), f"FedAdam's settings changed; see {OPTIMIZERS}"
+    assert takes(FedAvgM, {"server_learning_rate", "server_momentum"}), f"FedAvgM's; see {OPTIMIZERS}"
+    for name in ("m_t", "v_t", "current_arrays"):
+        assert hasattr(FedAdam(), name), f"FedAdam no longer keeps {name}; see {OPTIMIZERS}"
+    assert hasattr(FedAvgM(), "momentum_vector"), f"FedAvgM's momentum moved; see {OPTIMIZERS}"
+
+
+def test_errors_of_absent_sites_have_the_codes_that_are_looked_for() -> None:
+    assert ErrorCode.NODE_UNAVAILABLE != ErrorCode.REPLY_MESSAGE_UNAVAILABLE
+
+
+def test_arrays_can_be_made_of_their_bytes() -> None:
+    array = Array("float32", (3,), "numpy.ndarray", Array(np.ones(3, np.float32)).data)
+    assert array.numpy().tolist() == [1, 1, 1], f"Array's fields changed; see {WEIGHTS}"
 
 
 def test_strategy_has_the_seams_that_ours_fills() -> None:

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -23,6 +24,15 @@ held = bytearray(b"x") * int(sys.argv[1])
 print("ready", flush=True)
 time.sleep(60)
 """
+WRITE = """
+import pathlib, sys, time
+print("ready", flush=True)
+for round in range(3):
+    part = pathlib.Path(sys.argv[1] + ".part")
+    part.write_text("round")
+    part.replace(sys.argv[1])
+    time.sleep(0.25)
+"""
 GRANDCHILD = """
 import subprocess, sys
 nowhere = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -34,7 +44,7 @@ import sys, time
 end = time.process_time() + float(sys.argv[1])
 while time.process_time() < end:
     pass
-print("done", flush=True)
+print(time.process_time(), flush=True)
 time.sleep(60)
 """
 
@@ -51,13 +61,22 @@ def flare(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("flare")
 
 
+@pytest.fixture
+def deployed(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("deployed")
+
+
 def start(code: str, *words: str, environment: dict[str, str]) -> subprocess.Popen[str]:
+    return start_and_hear(code, *words, environment=environment)[0]
+
+
+def start_and_hear(code: str, *words: str, environment: dict[str, str]) -> tuple[subprocess.Popen[str], str]:
     child = subprocess.Popen(  # noqa: S603 (this interpreter)
         [sys.executable, "-c", code, *words], env=environment, stdout=subprocess.PIPE, text=True
     )
     assert child.stdout is not None
-    child.stdout.readline()
-    return child
+    return child, child.stdout.readline()
 
 
 @contextmanager
@@ -136,10 +155,10 @@ def test_processes_without_the_mark_are_left_alone(sampling: Any) -> None:
 
 def test_cpu_seconds_are_those_of_the_child(sampling: Any) -> None:
     with watching(sampling) as sampler:
-        child = start(BURN, "0.5", environment=sampling.marked(sampler.mark))
+        child, said = start_and_hear(BURN, "0.5", environment=sampling.marked(sampler.mark))
         spent = sampler.sample().cpu_s
         finish(child)
-    assert 0.5 <= spent < 1.0
+    assert spent == pytest.approx(float(said), abs=0.05)  # the kernel counts in hundredths, twice
 
 
 def test_sampling_goes_on_by_itself(sampling: Any) -> None:
@@ -254,6 +273,29 @@ def test_flare_rounds_are_read_from_its_log(flare: Any, tmp_path: Path) -> None:
 )
 def test_flare_processes_are_told_apart(flare: Any, command: str, role: str) -> None:
     assert flare.poc_role(command) == role
+
+
+@pytest.mark.parametrize(
+    ("command", "role"),
+    [
+        ("/x/bin/python /x/bin/fedglioma-server start --config /tmp/a/consortium/server.yaml", "server"),
+        ("/x/bin/python /x/bin/fedglioma-server provision --out /tmp/a/consortium", "tool"),
+        ("/x/bin/python /x/benchmarks/adding_site.py /tmp/a/consortium/kits/site-1/site-1.yaml", "site"),
+        ("/x/bin/python -m fedglioma_client.node /tmp/a/consortium/kits/site-1/site-1.yaml", "site"),
+        ("/x/bin/python /x/bin/fedglioma-client --site henan --config-dir /tmp/a --once", "site"),
+    ],
+)
+def test_our_processes_are_told_apart(deployed: Any, command: str, role: str) -> None:
+    assert deployed.role(command) == role
+
+
+def test_rounds_are_read_as_they_reach_the_disk(deployed: Any, tmp_path: Path) -> None:
+    rounds = tmp_path / "rounds.jsonl"
+    server = start(WRITE, str(rounds), environment=dict(os.environ))
+    stamps = deployed.watch(rounds, server)
+    server.communicate()
+    assert len(stamps) == 3
+    assert min(np.diff(stamps)) >= 0.2
 
 
 def write_kits(folder: Path, server: str, site: str) -> None:

@@ -2,6 +2,7 @@
 
 from itertools import permutations
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,10 +11,13 @@ from flwr.common.constant import ErrorCode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedglioma.config.run import RunConfig
+from fedglioma.config.run import Payload, RunConfig, Strategy
+from fedglioma.config.site import PAYLOADS, STRATEGIES
 from fedglioma.errors import ConfigError, QuorumError
 from fedglioma.weights import GROUPS, digest_of, from_record
 from fedglioma_server.replies import _LONGEST_REASON
+from fedglioma_server.report_headline import STRATEGY_TITLES
+from fedglioma_server.strategies import combiner_of
 from fedglioma_server.updates import Spool, StoredUpdate
 from tests.round_fixture import answer, asked, moved, numbers, site, strategy_of, weights
 
@@ -277,6 +281,14 @@ def test_every_entry_is_told_as_soon_as_it_is_known(tmp_path: Path) -> None:
 
     outcome(strategy, replies(), 4)
     assert heard == [(4, name, "ok") for name in NAMES[:3]]
+
+
+def test_every_strategy_has_a_combiner_a_title_and_a_place_in_policies() -> None:
+    names = set(get_args(Strategy))
+    assert all(combiner_of(RunConfig(strategy=name)).settings.strategy == name for name in names)
+    assert set(STRATEGY_TITLES) == names
+    assert set(STRATEGIES) == names
+    assert set(PAYLOADS) == set(get_args(Payload))
 
 
 def test_reason_of_the_grid_is_kept_to_a_line(tmp_path: Path) -> None:
