@@ -1,29 +1,35 @@
-"""Large buffers go back to the system when they are freed.
+"""Large buffers go back to the system when they are freed, and small ones are used again.
 
-By default glibc raises the size from which it maps buffers separately to that of the largest one freed,
-up to 32 MB, and keeps smaller ones in an arena per thread: a server that moves weights in chunks through
-a pool of threads then holds many times its payload for ever.
+By default glibc keeps freed buffers in an arena per thread and raises the size from which it maps them
+separately as it goes: a server that moves weights in chunks through a pool of threads then holds many
+times its payload for ever. Two arenas hold the chunks of a few megabytes, which are used again and again
+(mapping each anew costs more than copying it); whole weights are above the limit and are returned.
 """
 
 import ctypes
 import sys
 from typing import Final
 
+_M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
-_MAPPED_FROM: Final = 1 << 20
+_MAPPED_FROM: Final = 16 << 20
+_TRIMMED_FROM: Final = 64 << 20
 _ARENAS: Final = 2
 
 
 def return_freed_memory() -> bool:
-    """Fix the allocator's threshold at 1 MB and its arenas at two; whether this system can.
-
-    To be called before threads are started.
-    """
+    """Set the allocator's limits; whether this system can. To be called before threads are started."""
     if not sys.platform.startswith("linux"):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library than glibc
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM)) and bool(mallopt(_M_ARENA_MAX, _ARENAS))
+    limits = (
+        (_M_MMAP_THRESHOLD, _MAPPED_FROM),
+        (_M_TRIM_THRESHOLD, _TRIMMED_FROM),
+        (_M_ARENA_MAX, _ARENAS),
+    )
+    accepted = [bool(mallopt(name, value)) for name, value in limits]
+    return all(accepted)

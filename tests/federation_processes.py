@@ -190,9 +190,9 @@ class Federation:
         words = [_script("fedglioma-server"), "start", "--config", str(self.settings), *options]
         return self._start("server", command or words, meddle)
 
-    def join(self, site: str, *, meddle: str = "", once: bool = True) -> Running:
+    def join(self, site: str, *, meddle: str = "", once: bool = True, folder: Path | None = None) -> Running:
         """Start a hospital's client."""
-        words = [_script("fedglioma-client"), "--site", site, "--config-dir", str(self.kit(site))]
+        words = [_script("fedglioma-client"), "--site", site, "--config-dir", str(folder or self.kit(site))]
         return self._start(site, words + (["--once"] if once else []), meddle)
 
     def join_all(self) -> dict[str, Running]:

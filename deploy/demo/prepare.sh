@@ -25,7 +25,7 @@ mkdir -p "$demo/server/server" "$demo/server/ca"
 cp "$consortium/server/server.pem" "$consortium/server/server.key" "$demo/server/server/"
 cp "$consortium/ca/ca.pem" "$demo/server/ca/"
 cp -r "$consortium/sites" "$demo/server/sites"
-fedglioma-server synthesize "$demo/server/patients" --patients 40 --sites centre --size 24 --overlap 0.25 --seed 1
+fedglioma-server synthesize "$demo/server/patients" --patients 60 --sites centre --size 24 --overlap 0.25 --seed 1
 cat > "$demo/server/server.yaml" <<'YAML'
 address: 0.0.0.0
 port: 8443
@@ -39,7 +39,7 @@ cohorts: [patients]
 cache: /var/lib/fedglioma/cache
 metrics_port: 9464
 run:
-  rounds: 8
+  rounds: 30
   width: 2
   crop: 24
   spacing_mm: 5.5

@@ -6,8 +6,10 @@ released, measured once on the split that chose nothing, and reported.
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import torch
+from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
 from fedglioma.case import Gene
@@ -84,11 +86,13 @@ def run_federation(grid: Grid, coordinator: Coordinator, finished: Finished = la
         rounds=rounds,
         finished=finished,
         stop_asked=coordinator.stop_asked,
-        between=roll.call_late,
     )
+    initial = to_record(arrays)
+    del arrays
+    heldout.between = partial(_between, initial, roll)
     strategy.start(
         grid=grid,
-        initial_arrays=to_record(arrays),
+        initial_arrays=initial,
         num_rounds=settings.rounds - done,
         timeout=settings.round_timeout_s,
         evaluate_fn=heldout,
@@ -96,6 +100,15 @@ def run_federation(grid: Grid, coordinator: Coordinator, finished: Finished = la
     conclude(coordinator, checkpoints, heldout.rounds, learner)
     coordinator.audit("run_finished", run=folder.path.name, round=settings.rounds)
     roll.dismiss()
+
+
+def _between(initial: ArrayRecord, roll: Roll) -> None:
+    """Between two rounds: let go of the weights that the run began with, and ask who came late.
+
+    Flower's loop would hold the first weights to its end.
+    """
+    initial.clear()
+    roll.call_late()
 
 
 def _record_sites(folder: RunFolder, nodes: dict[int, StatisticsReply]) -> dict[Gene, tuple[float, float]]:

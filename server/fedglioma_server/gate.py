@@ -58,6 +58,21 @@ class Book(Protocol):
         ...
 
 
+class ObjectLane(Protocol):
+    """Answers some calls in Flower's place."""
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """The calls that it answers."""
+        ...
+
+    async def answer(
+        self, path: str, headers: list[tuple[bytes, bytes]], body: bytes
+    ) -> tuple[int, str, list[bytes]]:
+        """Return status, media type and the parts of the body."""
+        ...
+
+
 @dataclass
 class Traffic:
     """What went through the gate, by site; read by status and metrics."""
@@ -80,15 +95,24 @@ class Gate:
         What a member is told of the run when it knocks.
     largest_object : int
         Bytes of the largest object that a site may send; requests beyond it are not read.
+    lane : ObjectLane, optional
+        Answers the calls that carry large objects; without it Flower does.
     """
 
     def __init__(
-        self, app: App, book: Book, hello: Callable[[str], dict[str, object]], *, largest_object: int
+        self,
+        app: App,
+        book: Book,
+        hello: Callable[[str], dict[str, object]],
+        *,
+        largest_object: int,
+        lane: ObjectLane | None = None,
     ) -> None:
         self._app = app
         self._book = book
         self._hello = hello
         self._most = largest_object + _OVERHEAD
+        self._lane = lane
         self.traffic = Traffic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -117,6 +141,10 @@ class Gate:
         self.traffic.last_seen[site] = time.time()
         self.traffic.received[site] = self.traffic.received.get(site, 0) + int(size)
         CALLER.set(site)
+        if self._lane is not None and path in self._lane.paths:
+            code, media, parts = await self._lane.answer(path, list(scope["headers"]), await _body(receive))
+            await _answer(send, code, *parts, media=media)
+            return
         await self._app(scope, receive, send)
 
     def _caller(self, headers: dict[bytes, bytes]) -> tuple[Standing, str]:
@@ -160,9 +188,24 @@ def signed_lately(headers: dict[bytes, bytes]) -> bool:
         return False
 
 
-async def _answer(send: Send, status: int, body: bytes = b"") -> None:
-    headers = [(b"content-length", str(len(body)).encode())]
-    if body:
-        headers.append((b"content-type", b"application/json"))
+async def _body(receive: Receive) -> bytes:
+    """Return a request's body; its length was looked at before."""
+    parts = []
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            break
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return b"".join(parts)
+
+
+async def _answer(send: Send, status: int, *parts: bytes, media: str = "application/json") -> None:
+    headers = [(b"content-length", str(sum(map(len, parts))).encode())]
+    if parts:
+        headers.append((b"content-type", media.encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    for part in parts:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -132,7 +132,8 @@ class HeldOut:
         self._complete(number, record)
         if self.stop_asked():
             raise Stopped(number)
-        self.between()
+        if server_round > 0:
+            self.between()
         return None
 
     def _complete(self, number: int, record: ArrayRecord) -> None:

@@ -28,6 +28,7 @@ from flwr.superlink.main import create_app
 from fedglioma.bundle import build_bundle
 from fedglioma.errors import ConfigError, FedGliomaError, IdentityError
 from fedglioma_server.gate import App, Book, Gate
+from fedglioma_server.lane import Lane
 from fedglioma_server.linkstate import Refused, SiteLinkState
 from fedglioma_server.objects import SpoolStore
 
@@ -95,7 +96,13 @@ class Link:
         )
         factory.objectstore_factory.store_instance = store
         factory.state_instance = self.state
-        self.gate = Gate(app, book, hello, largest_object=FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE)
+        self.gate = Gate(
+            app,
+            book,
+            hello,
+            largest_object=FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE,
+            lane=Lane(app, self.state),
+        )
 
     def begin_run(self) -> int:
         """Return Flower's number of the run, which carries the one bundle that sites accept."""

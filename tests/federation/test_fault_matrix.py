@@ -4,6 +4,7 @@ Every fault is real: a process is killed, a connection cut, a disk full. The ima
 of the undisturbed run, so that weights can be compared bit for bit wherever the same sites answered.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -256,19 +257,24 @@ def test_full_disk_at_the_checkpoint_ends_the_run_and_room_continues_it(fed, und
     for part in fed.run.checkpoints.glob(".round-0002*.part"):
         part.unlink()
     filler = small_disk / "work" / "filler"
-    with pytest.raises(OSError, match="No space"), filler.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
+    fill(filler)
     fed.release("server")
     took = fed.ends(server, 1, 60)
     assert "No space left on device" in server.said()
-    assert "check space and permissions" in server.said() or "free some space" in server.said()
+    assert "make space" in server.said()
     assert "Traceback" not in server.said()
     assert [line.round for line in fed.rounds()] == [0, 1]
     filler.unlink()
     again = fed.serve()
     ends_well(fed, again, sites, undisturbed)
     note(ended_after_s=round(took, 1), exit_code=1, rounds_lost=1, weights="the same bits")
+
+
+def fill(path: Path) -> None:
+    """Write a file until the disk is full."""
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
 
 
 @pytest.fixture

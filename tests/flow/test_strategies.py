@@ -9,7 +9,7 @@ import torch
 from fedglioma.errors import ConfigError, FedGliomaError, ProtocolError
 from fedglioma.payload import broadcast, packed_bytes
 from fedglioma.training.learner import EQUAL_COUNTS, build_learner, layout_of
-from fedglioma.weights import GROUPS, Layout, local_state, pack
+from fedglioma.weights import GROUPS, Layout, local_state, pack, to_record
 from fedglioma.wire import TRAIN, weights_of
 from fedglioma_server.heldout import best_round
 from fedglioma_server.recompute import recompute
@@ -168,6 +168,25 @@ def test_run_with_rounded_steps_continues_to_the_same_bits(tmp_path):
     stopped_after(cut, 1)
     run(cut)
     assert_same_bits(final_weights(undisturbed), final_weights(cut))
+
+
+def test_site_refuses_weights_of_a_payload_that_was_not_agreed_on(tmp_path):
+    plan = make_plan(tmp_path, settings(payload="int8", rounds=1, quorum=1))
+    arrays = pack(*_network(plan))
+
+    def swap(message):
+        if message.metadata.dst_node_id == 2 and message.metadata.message_type == TRAIN:
+            message.content["weights"] = to_record(arrays)
+
+    line = run(plan, tap=swap).rounds()[1]
+    refused = [site for site in line.sites.values() if site.status == "refused"]
+    assert len(refused) == 1
+    assert "should be uint16" in refused[0].reason
+
+
+def _network(plan):
+    learner = build_learner(plan.settings, EQUAL_COUNTS)
+    return learner.model, learner.loss
 
 
 def own_norms(plan, site: str) -> list[Path]:
