@@ -1,6 +1,6 @@
 """What does a smaller payload cost? The same federation with each payload, on synthetic patients.
 
-    python benchmarks/payload.py [--patients 150] [--rounds 8] [--seeds 1 2] [--out docs/payload.md]
+    python benchmarks/payload.py [--patients 300] [--rounds 8] [--seeds 1 2] [--out docs/payload.md]
 
 One synthetic cohort over three hospitals, as in learning.py. For each seed the run is repeated with each
 payload; all else is the same. Measured are the bytes of a round over all sites and both ways; how far
@@ -205,12 +205,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--patients", type=int, default=150)
+    parser.add_argument("--patients", type=int, default=300)
     parser.add_argument("--size", type=int, default=24, help="edge of the volumes in voxels, of 176 mm")
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--overlap", type=float, default=0.25)
+    parser.add_argument("--overlap", type=float, default=0.5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--out", type=Path, help="page whose table is replaced, docs/payload.md")
     asked = parser.parse_args()

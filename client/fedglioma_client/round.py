@@ -24,28 +24,16 @@ from fedglioma.training.learner import build_learner, layout_of
 from fedglioma.weights import Forms, Packed, digest_of, pack, unpack
 from fedglioma.wire import StatisticsReply, StatisticsRequest, TrainReply, TrainRequest
 from fedglioma_client.norms import OwnNorms
-from fedglioma_client.site import Site
+from fedglioma_client.site import Site, agree
 
 FLIP = 0.5
 INTENSITY = 0.1
 """Probability of a flip per axis; half-width of scale and shift (MDPNet's published code)."""
 
 
-def check_policy(site: Site, settings: RunConfig) -> None:
-    """Raise ``PolicyError`` unless the site agrees to the run's terms; asked before data are touched."""
-    site.config.policy.check(
-        model=settings.model,
-        strategy=settings.strategy,
-        payload=settings.payload,
-        purpose=settings.purpose,
-        rounds=settings.rounds,
-        local_epochs=settings.local_epochs,
-    )
-
-
 def statistics_round(request: StatisticsRequest, site: Site) -> StatisticsReply:
     """Return what the site publishes of itself: counts under the small-cell rule and its layout's digest."""
-    check_policy(site, request.settings)
+    agree(site.config, request.settings)
     counts = count_cases([prepared.case for prepared in site.cases], site.config.small_cell_limit)
     return StatisticsReply(
         site=site.config.site,
@@ -56,6 +44,7 @@ def statistics_round(request: StatisticsRequest, site: Site) -> StatisticsReply:
         modalities=counts.modalities,
         weights=counts.weights,
         small_cell_limit=counts.limit,
+        synthetic=site.synthetic,
     )
 
 
@@ -83,7 +72,7 @@ def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[Tra
         Training diverged.
     """
     settings, config = request.settings, site.config
-    check_policy(site, settings)
+    agree(site.config, settings)
     labelled = [prepared for prepared in site.cases if prepared.case.genotype.known]
     if not labelled:
         raise DataError("no case with a known label to train on")

@@ -15,7 +15,7 @@ from flwr.app import Context
 from fedglioma.config.run import RunConfig
 from fedglioma.config.site import SiteConfig, load_site_config
 from fedglioma.data.cache import Cache
-from fedglioma.data.cohort import read_cohort
+from fedglioma.data.cohort import consenting, read_cohort
 from fedglioma.data.plan import PLAN_KEY, load_plan, plan_path
 from fedglioma.data.prepare import PrepareSettings, prepare_cases
 from fedglioma.data.prepared import PreparedCase
@@ -32,6 +32,7 @@ class Site:
 
     config: SiteConfig
     cases: tuple[PreparedCase, ...]
+    synthetic: bool = False
 
 
 def resolve_config(context: Context) -> SiteConfig:
@@ -100,15 +101,11 @@ def site_of(context: Context) -> str:
 @lru_cache(maxsize=1)
 def _real_site(path: Path, spacing_mm: float, purpose: str) -> Site:
     config = load_site_config(path)
-    cohort = read_cohort(config.data, layout=None if config.layout == "auto" else config.layout)
-    agreed = [case for case in cohort.cases if case.purpose in (None, purpose)]
-    if len(agreed) < len(cohort.cases):
-        logger.warning(
-            "%d of %d patients did not agree to %s, they take no part",
-            len(cohort.cases) - len(agreed),
-            len(cohort.cases),
-            purpose,
-        )
+    read = read_cohort(config.data, layout=None if config.layout == "auto" else config.layout)
+    cohort = consenting(read, purpose)
+    if len(cohort.cases) < len(read.cases):
+        others = len(read.cases) - len(cohort.cases)
+        logger.warning("%d of %d patients did not agree to %s", others, len(read.cases), purpose)
     settings = PrepareSettings(spacing_mm=spacing_mm)
-    prepared = prepare_cases(agreed, settings, Cache(config.cache), workers=config.workers)
-    return Site(config, prepared.cases)
+    prepared = prepare_cases(cohort.cases, settings, Cache(config.cache), workers=config.workers)
+    return Site(config, prepared.cases, synthetic=cohort.synthetic)

@@ -73,6 +73,32 @@ def read_cohort(folder: Path, *, layout: str | None = None) -> Cohort:
     return cohort
 
 
+def consenting(cohort: Cohort, purpose: str) -> Cohort:
+    """Return a cohort without the patients whose consent names another purpose; they are exclusions.
+
+    A patient without a purpose in the table is the hospital's own responsibility, and its policy's.
+
+    Raises
+    ------
+    DataError
+        No case is left.
+    """
+    agreed = tuple(case for case in cohort.cases if case.purpose in (None, purpose))
+    others = [case for case in cohort.cases if case.purpose not in (None, purpose)]
+    findings = tuple(
+        Finding(
+            patient=case.patient,
+            site=case.site,
+            code="consent",
+            message=f"purpose is {case.purpose!r}, this is for {purpose}: the patient did not agree to it",
+        )
+        for case in others
+    )
+    allowed = replace(cohort, cases=agreed, exclusions=(*cohort.exclusions, *findings))
+    _demand_cases(allowed)
+    return allowed
+
+
 def is_synthetic(folder: Path) -> bool:
     """Return whether a cohort folder's ``dataset_description.json`` says that its patients are made up.
 

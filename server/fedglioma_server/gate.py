@@ -127,8 +127,12 @@ class Gate:
         if scope["method"] != "POST" or standing == "unknown":
             await self._closed(send, "unknown caller")
             return
+        # Flower checks signatures too, but only of a body that it has read: a public key is no secret.
+        if not signed_lately(headers):
+            await self._closed(send, "bad signature")
+            return
         if path == HELLO:
-            await self._greet(send, headers, standing, site)
+            await self._greet(send, standing, site)
             return
         if path not in CALLS or standing != "member":
             await self._closed(send, standing if standing != "member" else "no such path")
@@ -156,10 +160,7 @@ class Gate:
             return "unknown", ""
         return self._book.standing(key)
 
-    async def _greet(self, send: Send, headers: dict[bytes, bytes], standing: Standing, site: str) -> None:
-        if not signed_lately(headers):
-            await self._closed(send, "bad signature")
-            return
+    async def _greet(self, send: Send, standing: Standing, site: str) -> None:
         told: dict[str, object] = {"site": site, "standing": standing}
         if standing == "member":
             told |= self._hello(site)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fedglioma.case import Case, Finding
 from fedglioma.config.site import SMALL_CELL_LIMIT, SiteConfig, load_site_config, site_name
-from fedglioma.data.cohort import Cohort, merge_cohorts, person_key, read_cohort
+from fedglioma.data.cohort import Cohort, consenting, merge_cohorts, person_key, read_cohort
 from fedglioma.errors import ConfigError, DataError
 from fedglioma_server.device import usable_device
 from fedglioma_server.records import DataIssue, write_text
@@ -56,7 +56,9 @@ class SiteDefaults:
     small_cell_limit: int = SMALL_CELL_LIMIT
 
 
-def gather(folders: Sequence[Path], spec: str | None, defaults: SiteDefaults) -> Gathering:
+def gather(
+    folders: Sequence[Path], spec: str | None, defaults: SiteDefaults, *, purpose: str = "research"
+) -> Gathering:
     """Return the hospitals of a simulation.
 
     Parameters
@@ -67,6 +69,8 @@ def gather(folders: Sequence[Path], spec: str | None, defaults: SiteDefaults) ->
         ``None``: the site column. A number: divide the patients into that many hospitals. Names,
         separated by commas: only these sites. Paths of settings files or of a folder of them,
         separated by commas: these hospitals with their own data.
+    purpose : str
+        What the run is for; patients who agreed to something else are left out.
 
     Raises
     ------
@@ -79,12 +83,12 @@ def gather(folders: Sequence[Path], spec: str | None, defaults: SiteDefaults) ->
     if files:
         if folders:
             raise ConfigError(f"--sites {spec}: settings files name their own data; leave --cohort out")
-        return _from_settings(files, defaults)
+        return _from_settings(files, defaults, purpose)
     if not folders:
         raise ConfigError(
             "nothing to simulate on: give --cohort DIR, --synthetic N, or --sites with settings files"
         )
-    cohort = merge_cohorts([read_cohort(folder) for folder in folders])
+    cohort = consenting(merge_cohorts([read_cohort(folder) for folder in folders]), purpose)
     names = tuple(folder.resolve().name for folder in folders)
     groups = _divide(cohort, spec)
     hospitals = tuple(
@@ -135,7 +139,7 @@ def names_in(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _from_settings(files: Sequence[Path], defaults: SiteDefaults) -> Gathering:
+def _from_settings(files: Sequence[Path], defaults: SiteDefaults, purpose: str) -> Gathering:
     hospitals, exclusions, warnings, synthetic = [], [], [], False
     seen: set[str] = set()
     for path in files:
@@ -144,7 +148,8 @@ def _from_settings(files: Sequence[Path], defaults: SiteDefaults) -> Gathering:
             raise ConfigError(f"{path}: site {config.site} has a second settings file")
         seen.add(config.site)
         usable_device(config.device, f"{path}: device:")
-        cohort = read_cohort(config.data, layout=None if config.layout == "auto" else config.layout)
+        read = read_cohort(config.data, layout=None if config.layout == "auto" else config.layout)
+        cohort = consenting(read, purpose)
         cases = tuple(case.model_copy(update={"site": config.site}) for case in cohort.cases)
         hospitals.append(Hospital(config.model_copy(update={"cache": defaults.cache}), cases))
         exclusions += [finding.model_copy(update={"site": config.site}) for finding in cohort.exclusions]

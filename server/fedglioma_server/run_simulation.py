@@ -145,7 +145,7 @@ def _gather(request: Request, folder: RunFolder) -> Gathering:
         small_cell_limit=request.small_cell_limit,
     )
     if request.synthetic is None:
-        return gather(request.cohorts, request.sites, defaults)
+        return gather(request.cohorts, request.sites, defaults, purpose=request.settings().purpose)
     if request.cohorts or settings_files(request.sites):
         raise ConfigError("--synthetic makes its own cohort; leave --cohort and settings files out")
     names = names_of(request.sites)
@@ -166,7 +166,7 @@ def _gather(request: Request, folder: RunFolder) -> Gathering:
                 seed=seed,
                 progress=shown,
             )
-    made_up = gather([cohort], None, defaults)
+    made_up = gather([cohort], None, defaults, purpose=request.settings().purpose)
     return replace(made_up, cohorts=(f"{request.synthetic} made-up patients",))
 
 

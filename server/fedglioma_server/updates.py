@@ -16,12 +16,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from fedglioma.config.site import SITE_NAME
 from fedglioma.errors import ProtocolError
 from fedglioma.payload import Sliceable
+from fedglioma.tensorfile import TYPES, put_safetensors
 from fedglioma.weights import GROUPS, Packed
 
-_TYPES = {"float32": "F32", "uint16": "BF16", "uint8": "U8"}
-"""Our numbers under the names of safetensors; 16 bits of ours are always a bfloat16."""
 _LONGEST_HEADER = 1 << 20
 
 
@@ -88,7 +88,7 @@ def _read_header(descriptor: int) -> tuple[dict[str, Stored], dict[str, str]]:
         raise ValueError("no header")
     table = json.loads(os.pread(descriptor, length, 8))
     metadata = {str(key): str(value) for key, value in table.pop("__metadata__").items()}
-    names = {ours: name for name, ours in _TYPES.items()}
+    names = {ours: name for name, ours in TYPES.items()}
     arrays = {}
     for group in GROUPS:
         start, end = table[group]["data_offsets"]
@@ -102,23 +102,8 @@ def _read_header(descriptor: int) -> tuple[dict[str, Stored], dict[str, str]]:
 
 def write_update(path: Path, packed: Packed, metadata: Mapping[str, str]) -> None:
     """Write an update straight from the arrays' own memory, under its final name."""
-    table: dict[str, Any] = {"__metadata__": dict(metadata)}
-    offset = 0
-    for group in GROUPS:
-        array = packed[group]
-        table[group] = {
-            "dtype": _TYPES[str(array.dtype)],
-            "shape": [array.size],
-            "data_offsets": [offset, offset + array.nbytes],
-        }
-        offset += array.nbytes
-    header = json.dumps(table).encode()
-    header += b" " * (-len(header) % 8)
     with path.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little"))
-        file.write(header)
-        for group in GROUPS:
-            file.write(packed[group].data)
+        put_safetensors(file, packed, metadata)
 
 
 @dataclass
@@ -144,7 +129,15 @@ class Spool:
         self.work.mkdir(parents=True, mode=0o700)
 
     def put(self, site: str, packed: Packed, metadata: Mapping[str, str]) -> Mapping[str, Sliceable]:
-        """Write a site's update and return it as arrays that are read in parts."""
+        """Write a site's update and return it as arrays that are read in parts.
+
+        Raises
+        ------
+        ProtocolError
+            The site's name is none, and could lead out of the folder.
+        """
+        if not SITE_NAME.fullmatch(site):
+            raise ProtocolError(f"site {site!r}: not a site's name, no file is written under it")
         path = self.work / f"{site}.safetensors"
         write_update(path, packed, metadata)
         stored = StoredUpdate.open(path)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ def done(folder: Path, *words: Any) -> str:
 def environment(folder: Path) -> dict[str, str]:
     quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "NO_PROXY": "*", "no_proxy": "*"}
     flower = {
+        "PATH": f"{BIN}:/usr/sbin:/usr/bin:/bin",  # SuperLink starts a program of its own by name
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_HOME": str(folder / "flwr"),
@@ -172,7 +173,7 @@ def superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, An
     link += ["--ssl-keyfile", server / "server.key", "--disable-runtime-dependency-installation"]
     shipped = {
         "server 127.0.0.1:8000 ": f"server {HOST}:{inside} ",
-        "/etc/fedglioma/server/": f"{server}/",
+        "/etc/fedglioma/server.": f"{server}/server.",
         "/etc/fedglioma/ca.pem": str(ca),
     }
     with running(link, folder / "superlink.log", folder), nginx("superlink.conf", folder, outside, shipped):
@@ -184,23 +185,27 @@ def trust(ca: Path) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(ca))
 
 
-def caller(address: str, superlink: Mapping[str, Any], key: ec.EllipticCurvePrivateKey) -> FleetHttpClient:
-    return FleetHttpClient(
-        f"https://{address}",
+@contextmanager
+def caller(superlink: Mapping[str, Any], key: ec.EllipticCurvePrivateKey) -> Iterator[FleetHttpClient]:
+    """Give Flower's own caller of the fleet interface, as a SuperNode has it."""
+    fleet = FleetHttpClient(
+        f"https://{superlink['outside']}",
         interceptors=[NodeAuthHttpInterceptor(key, key.public_key())],
         verify=trust(superlink["ca"]),
     )
+    with closing(fleet):
+        yield fleet
 
 
 def register(superlink: Mapping[str, Any], key: ec.EllipticCurvePrivateKey, *, address: str) -> int:
     """Return the node that SuperLink's control interface makes of a key."""
-    client = ProtobufClient(f"https://{superlink[address]}", verify=trust(superlink["ca"]))
-    answer = client._unary_unary(
-        path="/v1/control/register-node",
-        rpc_method="/flwr.proto.Control/RegisterNode",
-        request=RegisterNodeRequest(public_key=public_bytes(key)),
-        response_type=RegisterNodeResponse,
-    )
+    with closing(ProtobufClient(f"https://{superlink[address]}", verify=trust(superlink["ca"]))) as client:
+        answer = client._unary_unary(
+            path="/v1/control/register-node",
+            rpc_method="/flwr.proto.Control/RegisterNode",
+            request=RegisterNodeRequest(public_key=public_bytes(key)),
+            response_type=RegisterNodeResponse,
+        )
     return int(answer.node_id)
 
 
@@ -209,37 +214,38 @@ def test_registered_node_is_activated_and_asks_for_work_through_the_filter(
 ) -> None:
     key = ec.generate_private_key(ec.SECP384R1())
     node_id = register(superlink, key, address="inside")
-    fleet = caller(superlink["outside"], superlink, key)
-    asked = ActivateNodeRequest(public_key=public_bytes(key), heartbeat_interval=30)
-    assert fleet.ActivateNode(asked).node_id == node_id
-    assert not fleet.PullMessages(PullMessagesRequest(node=Node(node_id=node_id))).messages_list
+    with caller(superlink, key) as fleet:
+        assert fleet.ActivateNode(activation(key)).node_id == node_id
+        assert not fleet.PullMessages(PullMessagesRequest(node=Node(node_id=node_id))).messages_list
 
 
 def test_node_without_a_registered_key_is_refused_behind_the_filter(superlink: dict[str, Any]) -> None:
     key = ec.generate_private_key(ec.SECP384R1())
-    asked = ActivateNodeRequest(public_key=public_bytes(key), heartbeat_interval=30)
-    with pytest.raises(httpx.HTTPStatusError) as refused:
-        caller(superlink["outside"], superlink, key).ActivateNode(asked)
-    assert refused.value.response.status_code in {401, 403, 404}
+    with caller(superlink, key) as fleet, pytest.raises(httpx.HTTPStatusError) as refused:
+        fleet.ActivateNode(activation(key))
+    assert refused.value.response.status_code == 412
     assert refused.value.response.content  # SuperLink's own words: the call went through
 
 
 def test_object_of_flowers_largest_size_passes_without_touching_the_disk(superlink: dict[str, Any]) -> None:
     key = ec.generate_private_key(ec.SECP384R1())
     node_id = register(superlink, key, address="inside")
-    fleet = caller(superlink["outside"], superlink, key)
-    fleet.ActivateNode(ActivateNodeRequest(public_key=public_bytes(key), heartbeat_interval=30))
-    largest = bytes(FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE + 64 * 1024)
-    with pytest.raises(
-        httpx.HTTPStatusError
-    ) as refused:  # there is no such run; the body has arrived for that
-        fleet.PushObject(
-            PushObjectRequest(
-                node=Node(node_id=node_id), run_id=1, object_id="0" * 64, object_content=largest
-            )
-        )
-    assert refused.value.response.status_code != 413
-    assert "buffered to a temporary file" not in (superlink["folder"] / "error.log").read_text()
+    largest = PushObjectRequest(
+        node=Node(node_id=node_id),
+        run_id=1,
+        object_id="0" * 64,
+        object_content=bytes(FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE + 64 * 1024),
+    )
+    with caller(superlink, key) as fleet:
+        fleet.ActivateNode(activation(key))
+        with pytest.raises(httpx.HTTPStatusError) as refused:  # no such run: the body has arrived for that
+            fleet.PushObject(largest)
+    assert refused.value.response.status_code not in {413, 502, 504}
+    assert "temporary file" not in (superlink["folder"] / "error.log").read_text()
+
+
+def activation(key: ec.EllipticCurvePrivateKey) -> ActivateNodeRequest:
+    return ActivateNodeRequest(public_key=public_bytes(key), heartbeat_interval=30)
 
 
 CLOSED = (

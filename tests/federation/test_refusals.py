@@ -19,6 +19,7 @@ from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.primitives.asymmetric import sign_message
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from fedglioma.nodekey import create_private_key, public_bytes, read_private_key
 from fedglioma.wire import FINISHED, STATISTICS, Noted, Refusal, reply_to
@@ -184,10 +185,7 @@ def test_flowers_calls_need_a_fresh_signature_of_the_key_that_they_name(caller, 
     for path in sorted(CALLS):
         assert_closed(caller.post(path, headers=signed(tmp_path / "node.key")))
         for headers in (mixed, stale, early):
-            told = caller.post(
-                path, headers=headers | {"content-type": "application/x-protobuf"}, content=b""
-            )
-            assert told.status_code in (401, 404, 422), (path, told.status_code)
+            assert_closed(caller.post(path, headers=headers | {"content-type": PROTOBUF_MEDIA_TYPE}))
 
 
 @pytest.mark.parametrize("path", sorted(CALLS))
@@ -458,7 +456,7 @@ def test_site_that_does_not_agree_is_left_out_and_says_why(ground, folder):
         fed.ends(server, 0)
         fed.ends(sites["ningxia"], 0)
         fed.ends(sites["zhengzhou"], 0)
-        (refused,) = fed.audit("site_refused", site="henan")
-        assert refused["reason"] == "PolicyError: policy: strategy fedavg is not among fedprox"
+        reasons = {one["reason"] for one in fed.audit("site_refused", site="henan")}
+        assert reasons == {"PolicyError: policy: strategy fedavg is not among fedprox"}
         assert "policy: strategy fedavg is not among fedprox" in sites["henan"].said()
         assert "henan" not in fed.rounds()[-1].sites

@@ -108,8 +108,8 @@ def checkpoint_waits(module: ModuleType, number: str) -> None:
 
 
 def bundle(module: ModuleType, _: str) -> None:
-    """Build another bundle than this version's."""
-    module._SETTINGS += '# and a line of code: __import__("os")\n'  # type: ignore[attr-defined]
+    """Build the bundle of another version."""
+    module._SETTINGS = module._SETTINGS.replace("{version}", "9.9.9")  # type: ignore[attr-defined]
 
 
 def run_bundle(module: ModuleType, _: str) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from fedglioma.case import Gene, Modality
-from fedglioma.data.cohort import merge_cohorts, read_cohort
+from fedglioma.data.cohort import consenting, merge_cohorts, read_cohort
+from fedglioma.data.synthetic_cohort import synthesize
 from fedglioma.errors import DataError
 from tests.bad_cohorts import COLUMNS, ROWS, affine, brain, write_cohort, write_table, write_volume
 
@@ -140,3 +141,20 @@ def test_real_cohorts_are_read_whole() -> None:
     assert sum(case.mask is not None for case in cohorts[1].cases) == 13
     with_native = merge_cohorts([*cohorts, read_cohort(Path(REAL) / "native_grid")])
     assert Counter(finding.code for finding in with_native.exclusions) == {"duplicate": 2}
+
+
+def test_patients_who_agreed_to_something_else_are_left_out_with_the_reason(tmp_path):
+    folder = tmp_path / "cohort"
+    synthesize(folder, patients=4, sites=("ningxia",), size=16)
+    table = folder / "participants.tsv"
+    lines = table.read_text(encoding="utf-8").splitlines()
+    lines[1] = lines[1].replace("research", "clinical")
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    read = read_cohort(folder)
+    allowed = consenting(read, "research")
+    assert [case.patient for case in allowed.cases] == [case.patient for case in read.cases[1:]]
+    (finding,) = allowed.exclusions
+    assert (finding.patient, finding.code) == (read.cases[0].patient, "consent")
+    assert "did not agree" in finding.message
+    with pytest.raises(DataError):
+        consenting(consenting(read, "clinical"), "research")

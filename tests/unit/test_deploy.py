@@ -457,7 +457,7 @@ def test_kubernetes_settings_are_what_the_server_reads(tmp_path: Path) -> None:
         assert any(place in (needed, *needed.parents) for place in places), needed
 
 
-@pytest.mark.parametrize(("code", "words"), [(0, "the run has ended"), (7, "a person is needed")])
+@pytest.mark.parametrize(("code", "words"), [(0, "finished or stopped"), (7, "a person is needed")])
 def test_kubernetes_loop_says_how_the_server_ended_and_leaves_on_sigterm(
     tmp_path: Path, code: int, words: str
 ) -> None:
@@ -480,7 +480,7 @@ def test_kubernetes_loop_says_how_the_server_ended_and_leaves_on_sigterm(
 
 def test_nginx_lets_through_what_the_servers_own_gate_does() -> None:
     text = (DEPLOY / "nginx" / "superlink.conf").read_text()
-    found = re.search(r"location ~ \^/v1/fleet/\(\?<call>([\w|-]+)\)\$", text)
+    found = re.search(r"location ~ \^/v1/fleet/\(\?<call>([\w|-]+)\)\\z", text)
     assert found
     assert {f"{FLEET}{call}" for call in found[1].split("|")} == CALLS
 

@@ -116,6 +116,15 @@ def test_spool_forgets_an_interrupted_round_and_keeps_no_file_open(tmp_path: Pat
     assert not (tmp_path / "work").exists()
 
 
+@pytest.mark.parametrize("name", ["../henan", "a/b", "", ".", "Henan", "x" * 40])
+def test_site_that_calls_itself_a_path_writes_no_file(tmp_path: Path, name: str) -> None:
+    spool = Spool(tmp_path / "work")
+    spool.begin()
+    with pytest.raises(ProtocolError, match="not a site's name"):
+        spool.put(name, LOCAL, META)
+    assert [path.name for path in tmp_path.rglob("*")] == ["work"]
+
+
 def test_repeated_round_replaces_what_was_kept(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "work", tmp_path / "updates")
     for sites in (("henan", "ningxia"), ("ningxia",)):
