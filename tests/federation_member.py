@@ -1,6 +1,7 @@
 """A hospital's client by hand: it has its key and Flower's own calls, and answers as a test wants it to."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -54,21 +55,20 @@ class Member:
     node: Node
 
     @classmethod
-    def join(cls, site: str, port: int, ca: Path, key: Path) -> Self:
-        """Return the connection of a hospital that has just come online."""
+    @contextmanager
+    def joined(cls, site: str, port: int, ca: Path, key: Path) -> Iterator[Self]:
+        """Give the connection of a hospital that has just come online."""
         private = read_private_key(key)
-        client = FleetHttpClient.from_server_address(
-            f"127.0.0.1:{port}",
-            False,
-            ca.read_bytes(),
-            interceptors=[
-                RuntimeVersionHttpInterceptor(component_name="SuperNode"),
-                NodeAuthHttpInterceptor(private, private.public_key()),
-            ],
-        )
+        interceptors = [
+            RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+            NodeAuthHttpInterceptor(private, private.public_key()),
+        ]
         public = public_bytes(private)
-        told = client.ActivateNode(ActivateNodeRequest(public_key=public, heartbeat_interval=HEARTBEAT_S))
-        return cls(site, client, public, Node(node_id=told.node_id))
+        with FleetHttpClient.from_server_address(
+            f"127.0.0.1:{port}", False, ca.read_bytes(), interceptors=interceptors
+        ) as client:
+            told = client.ActivateNode(ActivateNodeRequest(public_key=public, heartbeat_interval=HEARTBEAT_S))
+            yield cls(site, client, public, Node(node_id=told.node_id))
 
     def pull(self) -> Message | None:
         """Return the next message with its content; None where nothing waits."""

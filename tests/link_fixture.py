@@ -11,6 +11,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
@@ -105,25 +106,26 @@ class FakeNode:
         """Say that the message was received whole."""
         self.link.state.spool.delete(head.metadata.message_id)
 
-    def reply(self, head: Message, said: RecordDict | None = None) -> Message:
-        """Return an answer to a message."""
+    def reply(self, head: Message, said: RecordDict | None = None, *, sender: int | None = None) -> Message:
+        """Return an answer to a message, in whose name it may be."""
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = self.link.run, 1, self.number
         message = Message(said or content(self.site), reply_to=head)
+        message.metadata.__dict__["_src_node_id"] = self.number if sender is None else sender
         message.metadata.__dict__["_message_id"] = message.object_id
         return message
 
-    def announce(self, reply: Message) -> tuple[list[str], str] | None:
-        """Send an answer's head; None where it is refused."""
+    def announce(self, reply: Message, *, sender: int | None = None) -> tuple[list[str], str] | None:
+        """Send an answer's head, in whose name it may be; None where it is refused."""
         state = self.link.state
         session = state.start_session(self.link.run)
-        stored, missing = state.store_message_and_object_tree(
-            remove_content_from_message(reply), get_object_tree(reply), session
-        )
+        head = message_from_proto(message_to_proto(remove_content_from_message(reply)))
+        head.metadata.__dict__["_src_node_id"] = sender or reply.metadata.src_node_id
+        stored, missing = state.store_message_and_object_tree(head, get_object_tree(reply), session)
         return (missing, session) if stored else None
 
-    def push(self, reply: Message) -> bool:
+    def push(self, reply: Message, *, sender: int | None = None) -> bool:
         """Send an answer; whether it was taken."""
-        announced = self.announce(reply)
+        announced = self.announce(reply, sender=sender)
         if announced is None:
             return False
         missing, session = announced

@@ -11,6 +11,7 @@ from typing import Final
 
 from fedglioma.config.site import SiteConfig
 from fedglioma.errors import ConfigError
+from fedglioma.machine import usable_cores
 from fedglioma_client.verdict import Verdict, doubtful, failed, fine, several
 
 CASE_BYTES_AT_1_MM: Final = 30e6
@@ -79,14 +80,6 @@ def check_processor(config: SiteConfig) -> Verdict:
         key = "threads" if threads > cores else "workers"
         return doubtful("processor", detail, f"set {key} to at most {cores}, else they wait for each other")
     return fine("processor", detail)
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        return os.cpu_count() or 1
 
 
 def check_memory(workers: int, spacing_mm: float) -> Verdict:

@@ -28,7 +28,7 @@ from flwr.supernode.nodestate import NodeStateFactory  # noqa: E402
 
 from fedglioma.config.site import SiteConfig, load_site_config  # noqa: E402
 from fedglioma.errors import ConfigError, FedGliomaError  # noqa: E402
-from fedglioma.memory import return_freed_memory  # noqa: E402
+from fedglioma.machine import return_freed_memory  # noqa: E402
 from fedglioma.nodekey import read_private_key  # noqa: E402
 from fedglioma_client.ends import FAILED, FINISHED  # noqa: E402
 from fedglioma_client.gauges import ClientGauges, serve  # noqa: E402

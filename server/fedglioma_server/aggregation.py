@@ -10,18 +10,26 @@ from the arithmetic before that one rounding: for up to six sites at most 2^-50 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedglioma.config.run import Payload
 from fedglioma.errors import AggregationError
+from fedglioma.machine import usable_cores
 from fedglioma.payload import BLOCK, Sliceable, step_part
 from fedglioma.weights import GROUPS, FlatArrays
 
 WORK = 1 << 18
 """Numbers in work at a time, over all sites together: 2 MB of float64, which a processor's cache holds."""
+
+MOST_THREADS = 8
+
+Result = TypeVar("Result")
 
 Rule = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 """Steps (sites, numbers) and the sites' weights (sites,) -> the step of all (numbers,)."""
@@ -81,13 +89,25 @@ def _combined(
     rule: Rule,
 ) -> NDArray[np.float32]:
     result = np.empty_like(sent)
-    for part in parts(sent.size, len(updates)):
+
+    def work(part: slice) -> bool:
         steps = np.stack([update.step(group, part, sent) for update in updates])
         with np.errstate(over="ignore"):
             result[part] = sent[part].astype(np.float64) + rule(steps, weights)
-        if not np.isfinite(result[part]).all():
-            raise AggregationError(f"group {group}: the combined weights are not finite numbers")
+        return bool(np.isfinite(result[part]).all())
+
+    if not all(_on_all_cores(work, parts(sent.size, len(updates)))):
+        raise AggregationError(f"group {group}: the combined weights are not finite numbers")
     return result
+
+
+def _on_all_cores(work: Callable[[slice], Result], of: Iterator[slice]) -> list[Result]:
+    """Return what the work gives for each part, in the order of the parts whoever is done first.
+
+    A part's numbers depend on nothing outside it, so the bits do not depend on how many work on them.
+    """
+    with ThreadPoolExecutor(min(usable_cores(), MOST_THREADS)) as pool:
+        return list(pool.map(work, of))
 
 
 def parts(size: int, sites: int) -> Iterator[slice]:
@@ -108,9 +128,14 @@ def weighted_mean(steps: NDArray[np.float64], weights: NDArray[np.float64]) -> N
 def update_norm(update: Update, sent: FlatArrays) -> float:
     """Return the Euclidean length of a site's step over all groups; not finite where a number is not."""
     squares = 0.0
+    for group in GROUPS:
+        squares += sum(
+            _on_all_cores(partial(_squares, update, group, sent[group]), parts(sent[group].size, 1))
+        )
+    with np.errstate(invalid="ignore"):
+        return float(np.sqrt(squares))
+
+
+def _squares(update: Update, group: str, sent: NDArray[np.float32], part: slice) -> float:
     with np.errstate(invalid="ignore", over="ignore"):
-        for group in GROUPS:
-            for part in parts(sent[group].size, 1):
-                step = update.step(group, part, sent[group])
-                squares += float(np.square(step).sum())
-    return float(np.sqrt(squares))
+        return float(np.square(update.step(group, part, sent)).sum())

@@ -4,6 +4,7 @@ The words are those of ``SiteRound.code``; docs/ml-engineer.md has a line for ea
 """
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from flwr.app import Error, Message
@@ -63,8 +64,10 @@ def judge(
             return _refused(body_of(message.content, Refusal)), None
         reply = _report(message, site.site, terms)
         packed = _update(message, terms)
-        norm = _norm(site.site, packed, terms)
-        digest = digest_of(packed)
+        with ThreadPoolExecutor(1) as beside:  # hashing takes a core's time, and leaves Python's lock
+            hashing = beside.submit(digest_of, packed)
+            norm = _norm(site.site, packed, terms)
+            digest = hashing.result()
         if reply.digest != digest:
             raise Unusable("digest", "the update is not the one that the site sent: its digest differs")
     except Unusable as error:

@@ -10,7 +10,7 @@ from fedglioma.config.run import RunConfig
 from fedglioma.config.server import ServerConfig, load_server_config
 from fedglioma.console import human, progress
 from fedglioma.errors import ConfigError, FedGliomaError
-from fedglioma.memory import return_freed_memory
+from fedglioma.machine import return_freed_memory
 from fedglioma.training.learner import layout_of, parameter_count
 from fedglioma_server.control import ask
 from fedglioma_server.device import usable_device

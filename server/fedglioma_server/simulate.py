@@ -1,7 +1,6 @@
 """A federation on this machine: N virtual nodes, the same two apps, a run folder at the end."""
 
 import logging
-import os
 import platform
 from collections import Counter
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from fedglioma.data.prepare import Prepared, PrepareSettings, prepare_cases
 from fedglioma.data.prepared import PreparedCase
 from fedglioma.data.split import Split, assign_split
 from fedglioma.errors import ConfigError, DataError
+from fedglioma.machine import usable_cores
 from fedglioma.payload import broadcast, packed_bytes
 from fedglioma.training.learner import layout_of, parameter_count
 from fedglioma_server.app import make_app
@@ -298,5 +298,4 @@ _ENGINES: dict[Engine, Callable[[Simulation, SimulationPlan, Progress], None]] =
 
 def default_threads() -> int:
     """Return the processor cores that this process may use, at most what a site's settings allow."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MOST_PROCESSES)
+    return min(usable_cores(), MOST_PROCESSES)

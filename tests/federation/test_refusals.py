@@ -8,6 +8,7 @@ import ssl
 import stat
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -365,12 +366,13 @@ def spoiled(message: Message, value: float) -> Message:
 
 def test_bad_updates_are_left_out_with_their_reasons_and_the_run_goes_on(ground, folder):
     settings = {"rounds": 8, "grace_s": 6}
-    with federation(ground, folder, cohorts=[], run=settings) as fed:
+    with ExitStack() as stack:
+        fed = stack.enter_context(federation(ground, folder, cohorts=[], run=settings))
         server = fed.serve()
         sites = {site: fed.join(site) for site in ("ningxia", "zhengzhou")}
         fed.until(lambda: bool(fed.status()), "the server waits")
-        henan = Member.join(
-            "henan", fed.port, fed.consortium / "ca" / "ca.pem", fed.kit("henan") / "node.key"
+        henan = stack.enter_context(
+            Member.joined("henan", fed.port, fed.consortium / "ca" / "ca.pem", fed.kit("henan") / "node.key")
         )
         message = next_message(fed, henan, "0")
         assert message.metadata.message_type == STATISTICS

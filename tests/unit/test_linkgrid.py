@@ -101,6 +101,7 @@ def test_site_that_asks_again_without_an_answer_has_lost_the_message_and_gets_it
     grid = made.grid(
         sites[0].take,
         sites[0].ask,  # it was started again: it asks for work while its last is unanswered
+        nothing,
         sites[0].work,
         sent=lambda *facts: told.append(facts),
     )
@@ -128,7 +129,7 @@ def test_site_that_only_works_long_is_not_sent_the_message_again(made, sites):
 
 def test_half_an_answer_is_none_and_the_site_is_asked_again(made, sites):
     site = sites[0]
-    grid = made.grid(lambda: site.announce(site.reply(site.take())), nothing, site.ask, site.work)
+    grid = made.grid(lambda: site.announce(site.reply(site.take())), site.ask, nothing, site.work)
     (reply,) = grid.send_and_receive(messages(made, ["henan"]), timeout=20)
     assert reply.content["words"]["said"] == ["henan"]
 
@@ -242,23 +243,7 @@ def test_answer_that_names_another_sender_inside_is_no_answer(made, sites):
     site, other = sites[0], sites[1]
 
     def forge() -> None:
-        reply = site.reply(site.take())
-        reply.metadata.__dict__["_src_node_id"] = other.number
-        reply.metadata.__dict__["_message_id"] = reply.object_id
-        outside = reply.object_id
-        state = made.state
-        from flwr.app.message import remove_content_from_message
-        from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
-
-        head = remove_content_from_message(reply)
-        head.metadata.__dict__["_src_node_id"] = site.number
-        session = state.start_session(made.run)
-        stored, missing = state.store_message_and_object_tree(head, get_object_tree(reply), session)
-        assert stored
-        objects = get_all_nested_objects(reply)
-        for number in missing:
-            assert state.store_object(made.run, session, number, objects[number].deflate())
-        assert outside in objects
+        assert site.push(site.reply(site.take(), sender=other.number), sender=site.number)
 
     (reply,) = made.grid(forge).send_and_receive(messages(made, ["henan"]), timeout=20)
     assert "names another sender inside than outside" in reason_of(reply)[1]
