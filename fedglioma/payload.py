@@ -43,7 +43,7 @@ class Sliceable(Protocol):
 
 def broadcast(payload: Payload) -> Payload:
     """Return how the global weights travel to the sites."""
-    return "float32" if payload == "float32" else "bfloat16"
+    return "float32"
 
 
 def for_sites(payload: Payload, arrays: FlatArrays) -> Packed:

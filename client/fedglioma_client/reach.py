@@ -145,12 +145,11 @@ def _trust(config: SiteConfig) -> ssl.SSLContext | bool:
 
 def _skew(answer: httpx.Response, asked: datetime) -> float | None:
     """Return how far this clock is ahead of the server's, in seconds."""
-    try:
-        theirs = parsedate_to_datetime(answer.headers["date"])
-    except (KeyError, ValueError, TypeError):
-        return None
     middle = asked + (datetime.now(UTC) - asked) / 2
-    skew = (middle - theirs).total_seconds()
+    try:
+        skew = (middle - parsedate_to_datetime(answer.headers["date"])).total_seconds()
+    except (KeyError, ValueError, TypeError):  # none, none that can be read, or one without a zone
+        return None
     return skew - min(max(skew, 0.0), 1.0)  # the header has whole seconds
 
 

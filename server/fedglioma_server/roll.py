@@ -61,7 +61,7 @@ class Roll:
         QuorumError
             Fewer sites than the quorum joined.
         ProtocolError
-            Two nodes claim the same site, or a site builds another network.
+            In a simulation, two nodes claim the same site, or a site builds another network.
         """
         coordinator, settings = self._coordinator, self._coordinator.settings
         members = coordinator.members
@@ -81,7 +81,8 @@ class Roll:
                 f"{len(self.nodes)} of {max(len(asked), len(self.nodes))} sites joined, "
                 f"{settings.quorum} are needed"
             )
-        self._require_same_layout()
+        if members is None:
+            self._require_same_layout()
         self._keep()
 
     def call_late(self) -> None:
@@ -96,7 +97,6 @@ class Roll:
             return
         before = set(self.nodes)
         self._ask(late, LATE_S)
-        self._drop_other_layouts(set(self.nodes) - before)
         if set(self.nodes) != before:
             names = ", ".join(sorted(self.nodes[node].site for node in set(self.nodes) - before))
             logger.info("%s joined late; class counts stay those of the start", names)
@@ -152,6 +152,10 @@ class Roll:
             answer = body_of(reply.content, StatisticsReply)
             if site is not None and answer.site != site:
                 raise ProtocolError(f"it calls itself {answer.site}, its key is that of {site}")
+            if site is not None and answer.layout != self._layout:
+                raise ProtocolError(
+                    "it builds another network than the coordinator; install one version everywhere"
+                )
         except ProtocolError as error:
             logger.warning("%s did not join: %s", name, error)
             self._coordinator.audit("site_refused", site=name, reason=shortened(str(error)))
@@ -167,12 +171,6 @@ class Roll:
                 f"{', '.join(other)}: builds another network than the coordinator; "
                 "install one version everywhere"
             )
-
-    def _drop_other_layouts(self, nodes: set[int]) -> None:
-        for node in nodes:
-            if self.nodes[node].layout != self._layout:
-                logger.warning("%s did not join: it builds another network", self.nodes[node].site)
-                del self.nodes[node]
 
     def _remember(self, members: Mapping[int, str]) -> None:
         """Take what sites said when this run was first started."""

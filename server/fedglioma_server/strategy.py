@@ -6,7 +6,8 @@ at a time: each is judged, written to disk and dropped before the next is asked 
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -159,16 +160,9 @@ class RoundStrategy(Strategy):
             Fewer sites than the quorum, or than the strategy needs, sent a usable update.
         """
         number = server_round + self.done
-        updates: dict[str, Update] = {}
-        judging = 0.0
-        arriving = iter(replies)
-        while (reply := next(arriving, None)) is not None:
-            started = time.perf_counter()
-            self._take(reply, number, updates)
-            reply = None  # or its arrays would stay in memory while the next site answers
-            judging += time.perf_counter() - started
+        updates = self._take_all(iter(replies), number)
         started = time.perf_counter()
-        self.ledger.seconds["sites"] = started - self._sent_at - judging
+        self.ledger.seconds["sites"] = started - self._sent_at
         self._leave_out_the_far(number, updates)
         self._require_quorum(number, updates)
         combined = self.combiner.combine([updates[name] for name in sorted(updates)], self._sent)
@@ -176,22 +170,53 @@ class RoundStrategy(Strategy):
             self._enter(number, name, self.ledger.sites[name], code="passed_over", reason="not chosen")
         self.spool.end(number)
         record = to_record(combined.arrays)
-        self.ledger.seconds["aggregate"] = judging + time.perf_counter() - started
+        self.ledger.seconds["aggregate"] = time.perf_counter() - started
         return record, None
 
-    def _take(self, message: Message, number: int, updates: dict[str, Update]) -> None:
+    def _take_all(self, replies: Iterator[Message], number: int) -> dict[str, Update]:
+        """Return the usable updates; one is judged while the next site trains or sends.
+
+        So two replies are in memory at most, however many sites there are.
+        """
+        updates: dict[str, Update] = {}
+        terms = Terms(number, self.layout, self.settings.payload, self._sent)
+        with ThreadPoolExecutor(1, thread_name_prefix="judge") as beside:
+            judging: tuple[str, Future[tuple[SiteRound, Update | None]]] | None = None
+            while (reply := next(replies, None)) is not None:
+                if judging is not None:
+                    self._note(number, judging[0], judging[1].result(), updates)
+                    judging = None
+                known = self._asked_site(reply, number, updates)
+                if known is not None:
+                    judging = known.site, beside.submit(judge, reply, known, terms, self.spool)
+                reply = None  # or its arrays would stay in memory while the next site answers
+            if judging is not None:
+                self._note(number, judging[0], judging[1].result(), updates)
+        return updates
+
+    def _asked_site(
+        self, message: Message, number: int, updates: dict[str, Update]
+    ) -> StatisticsReply | None:
         known = self.nodes.get(message.metadata.src_node_id)
         if known is None or known.site not in self._asked:
             logger.warning("round %d: a reply from a node that was not asked is ignored", number)
-            return
+            return None
         if known.site in updates:
             logger.warning("round %d: a second reply of %s is ignored", number, known.site)
-            return
-        terms = Terms(number, self.layout, self.settings.payload, self._sent)
-        line, update = judge(message, known, terms, self.spool)
+            return None
+        return known
+
+    def _note(
+        self,
+        number: int,
+        site: str,
+        judged: tuple[SiteRound, Update | None],
+        updates: dict[str, Update],
+    ) -> None:
+        line, update = judged
         if update is not None:
-            updates[known.site] = update
-        self._enter(number, known.site, line)
+            updates[site] = update
+        self._enter(number, site, line)
 
     def _enter(self, number: int, site: str, line: SiteRound, **changes: str) -> None:
         sent = {"bytes_down": self.ledger.sites[site].bytes_down}

@@ -105,7 +105,7 @@ def running(words: list[Any], log: Path, folder: Path) -> Iterator[subprocess.Po
 
 
 @contextmanager
-def nginx(recipe: str, folder: Path, port: int, changes: Mapping[str, str]) -> Iterator[None]:
+def nginx(recipe: str, folder: Path, port: int, changes: dict[str, str]) -> Iterator[None]:
     """Run a recipe as it is shipped, but for its ports and places."""
     text = (DEPLOY / "nginx" / recipe).read_text()
     places = {"listen 443": f"listen {HOST}:{port}", "/run/nginx.pid": f"{folder}/nginx.pid"}

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from configparser import RawConfigParser
 from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ def script(name: str) -> Any:
     return module
 
 
-def ran(*words: str | Path, at: Path = DEPLOY) -> "subprocess.CompletedProcess[str]":
+def ran(*words: str | Path, at: Path = DEPLOY) -> subprocess.CompletedProcess[str]:
     """Return how a program of the system ended."""
     return subprocess.run(words, cwd=at, capture_output=True, text=True, check=False)  # noqa: S603
 
@@ -314,46 +313,36 @@ def test_prometheus_accepts_configuration_rules_and_their_tests(words: list[str]
 # systemd
 
 
-class Unit(RawConfigParser):
-    """A unit file; repeated keys are joined by a space."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(strict=False, delimiters=("=",), comment_prefixes=("#",), interpolation=None)
-        values: dict[str, dict[str, str]] = {}
-        section = ""
-        for line in path.read_text().splitlines():
-            if line.startswith("["):
-                section = line.strip("[]")
-            elif "=" in line and not line.startswith("#"):
-                key, _, value = line.partition("=")
-                known = values.setdefault(section, {})
-                known[key] = f"{known[key]} {value}" if key in known else value
-        self.values_of = values
-
-    def __getitem__(self, section: str) -> Any:
-        return self.values_of[section]
+def service(path: Path) -> dict[str, str]:
+    """Return what a unit says of its service; what is said twice is joined by a space."""
+    said: dict[str, str] = {}
+    for line in path.read_text().partition("[Service]")[2].partition("[Install]")[0].splitlines():
+        if "=" in line and not line.startswith("#"):
+            key, _, value = line.partition("=")
+            said[key] = f"{said[key]} {value}" if key in said else value
+    return said
 
 
 @pytest.mark.parametrize("path", UNITS, ids=lambda p: p.name)
 def test_unit_is_not_started_again_where_a_person_is_needed(path: Path) -> None:
-    service = Unit(path)["Service"]
-    assert service["Restart"] == "on-failure"
-    assert {int(code) for code in service["RestartPreventExitStatus"].split()} == HOPELESS
+    said = service(path)
+    assert said["Restart"] == "on-failure"
+    assert {int(code) for code in said["RestartPreventExitStatus"].split()} == HOPELESS
     ours = {
         kind.exit_code
         for kind in vars(errors).values()
         if isinstance(kind, type) and issubclass(kind, errors.FedGliomaError)
     }
     assert ours - HOPELESS == {1, 3}
-    assert service["SuccessExitStatus"] == "130"
+    assert said["SuccessExitStatus"] == "130"
 
 
 @pytest.mark.parametrize("path", UNITS, ids=lambda p: p.name)
 def test_unit_runs_as_its_own_user_with_the_key_as_a_credential(path: Path) -> None:
-    service = Unit(path)["Service"]
+    said = service(path)
     user = (DEPLOY / "systemd" / "fedglioma.sysusers").read_text().splitlines()[-1].split()[1]
-    assert service["User"] == user
-    name = service["LoadCredential"].split(":")[0]
+    assert said["User"] == user
+    name = said["LoadCredential"].split(":")[0]
     place = path.name.replace("@", "@ningxia")
     assert f"key: /run/credentials/{place}/{name}" in " ".join(path.read_text().replace("\n#", " ").split())
 

@@ -68,7 +68,9 @@ def peak(folder: Path, sites: int, name: str, payload: str) -> int:
 )
 def test_memory_of_a_round_is_that_of_few_sites(tmp_path: Path, name: str, payload: str) -> None:
     few, many = (peak(tmp_path, sites, name, payload) for sites in (5, 16))
-    assert many < few + PAYLOAD / 4
+    # Peaks of two runs differ by when the judging thread meets the next reply, not by sites: eleven more
+    # sites that were kept would be eleven payloads more.
+    assert many < few + PAYLOAD
 
 
 def test_resident_memory_of_sixteen_sites_is_that_of_two(tmp_path: Path) -> None:
