@@ -3,6 +3,7 @@
 import os
 from datetime import UTC, datetime
 from typing import Final
+from urllib.parse import urlsplit
 
 from cryptography import x509
 
@@ -32,12 +33,25 @@ def check_way(config: SiteConfig) -> list[Verdict]:
                 "fill in server, ca and key from the start-up kit to join a federation",
             )
         ]
-    verdicts = [_key(config)]
+    verdicts = [_state(config), _key(config)]
     if not config.insecure:
         verdicts.append(_authority(config))
     if not any(verdict.exit_code for verdict in verdicts):
         verdicts += _server(config)
     return verdicts
+
+
+def _state(config: SiteConfig) -> Verdict:
+    """Return whether the site can keep what it remembers; nothing is made where it is not there yet."""
+    place = next(place for place in (config.state, *config.state.parents) if place.exists())
+    if os.access(place, os.W_OK | os.X_OK):
+        return fine("state", f"{config.state}: can be written")
+    return failed(
+        "state",
+        f"{config.state}: cannot be written",
+        "give this user the right to write, or set another state",
+        exit_code=ConfigError.exit_code,
+    )
 
 
 def _key(config: SiteConfig) -> Verdict:
@@ -78,12 +92,17 @@ def _server(config: SiteConfig) -> list[Verdict]:
         found = knock(config)
     except FedGliomaError as error:
         return [failed("server", str(error), "correct the settings", exit_code=error.exit_code)]
-    proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
-    way = f" through {proxy}" if proxy else ""
+    way = _proxy()
     if found.door is not Door.OPEN:
         subject = "clock" if found.door is Door.CLOCK else "server"
         return [failed(subject, found.detail + way, found.remedy, exit_code=_CODES[found.door])]
     return [fine("server", f"{found.detail}{way} (run {_run(found)})"), fine("clock", "as the server's")]
+
+
+def _proxy() -> str:
+    """Return the proxy that the connection goes through, without a password that may stand in it."""
+    named = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
+    return f" through the proxy {urlsplit(named).hostname}" if named else ""
 
 
 def _run(found: Knock) -> str:

@@ -494,3 +494,25 @@ def verify(
         emit(found.data(), found.text(), output)
         if found.broken is not None:
             raise FedGliomaError(f"{file}: {found.verdict}")
+
+
+@audit.command()
+def recompute(
+    run: Annotated[Path, typer.Argument(help="run folder of a run with keep_updates", metavar="RUN")],
+    round_number: Annotated[
+        int | None, typer.Option("--round", help="only this round; default: all", min=1)
+    ] = None,
+    output: Format = OutputFormat.TEXT,
+    log_level: LogLevel = "INFO",
+) -> None:
+    """Compute a run's weights again from the kept updates, and compare them bit for bit with the record.
+
+    Exit code: 0 the same, 1 another or a damaged file, 2 no such run or its updates were not kept.
+    """
+    with door(output), interruptible():
+        log.configure(log_level, console=human())
+        from fedglioma_server.run_audit import recompute_rounds
+
+        with progress("recompute", unit="rounds") as shown:
+            data, text = recompute_rounds(run, round_number, shown)
+        emit(data, text, output)

@@ -8,6 +8,7 @@ import zipfile
 from io import BytesIO
 
 from flwr.common.config import get_fused_config_from_fab
+from flwr.supercore.run import Run
 
 from fedglioma.bundle import build_bundle
 from fedglioma_client.app import app as client_app
@@ -56,6 +57,4 @@ def test_apps_that_it_names_are_the_installed_ones():
 
 
 def test_a_site_that_reads_its_settings_finds_none():
-    from flwr.supercore.run import Run
-
     assert get_fused_config_from_fab(build_bundle().content, Run.create_empty(run_id=1)) == {}

@@ -155,7 +155,7 @@ def test_reply_of_too_many_objects_is_refused_before_any_is_taken(tmp_path):
     reply = henan.reply(henan.take())
     before = len(made.state.spool)
     assert not henan.push(reply)
-    assert made.refused == [("henan", "7", "a reply of 5 objects is too large")]
+    assert made.refused == [("henan", "7", "a reply of 6 objects is too large")]
     assert len(made.state.spool) == before
     tree = ObjectTree(object_id=reply.object_id)
     for _ in range(5000):

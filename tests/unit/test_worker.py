@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.cli.build import build_fab_from_files
 from flwr.clientapp import ClientApp
@@ -22,7 +22,9 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.nodestate import NodeStateFactory
 
+from fedglioma import bundle
 from fedglioma.bundle import build_bundle
+from fedglioma.case import GENES
 from fedglioma.config.run import RunConfig
 from fedglioma.wire import (
     FINISHED,
@@ -32,6 +34,7 @@ from fedglioma.wire import (
     Refusal,
     RunFinished,
     StatisticsRequest,
+    TrainRequest,
     body_of,
     is_refusal,
     reply_to,
@@ -88,9 +91,9 @@ class Scene:
         if name == "wait":
             raise Done
 
-    def run(self, bundle: bytes | None = None, **changes: Any) -> None:
+    def run(self, content: bytes | None = None, **changes: Any) -> None:
         """Let the SuperNode know of a run and its bundle."""
-        content = build_bundle().content if bundle is None else bundle
+        content = build_bundle().content if content is None else content
         digest = hashlib.sha256(content).hexdigest()
         self.state.store_fab(Fab(digest, content, {}))
         self.state.store_run(replace(Run.create_empty(run_id=RUN), fab_hash=digest, **changes))
@@ -160,32 +163,43 @@ def test_app_gets_a_context_of_its_own_for_every_message():
         scene.deliver(statistics(), STATISTICS)
         scene.work()
         scene.answer()
-        seen[-1][1].state["kept"] = RecordDict()
+        assert len(seen[-1][1].state) == 0
+        assert seen[-1][1].node_config == {"site-config": "henan.yaml"}
+        seen[-1][1].state["kept"] = ConfigRecord({"a": 1})
         seen[-1][1].node_config["more"] = "x"
-    assert seen[0][1] is not seen[1][1]
-    assert "kept" not in seen[1][1].state or seen[1][1].state is not seen[0][1].state
+    assert len(seen) == 2
 
 
-CODE = {"pyproject.toml": b'[project]\nname = "x"\n', "fedglioma_client/app.py": b"raise SystemExit(99)\n"}
+def bundle_of(**files: str) -> bytes:
+    """Return a bundle of settings as ours, and more files."""
+    settings = bundle._SETTINGS.format(version="9.9.9", publisher=bundle.PUBLISHER)
+    table = {"pyproject.toml": settings} | {
+        name.replace("__", "/") + ".py": text for name, text in files.items()
+    }
+    return build_fab_from_files({name: text.encode() for name, text in table.items()})[0]
 
 
-@pytest.mark.parametrize(
-    "bundle",
-    [b"", b"not an archive", build_fab_from_files({"pyproject.toml": CODE["pyproject.toml"]})[0],
-     build_fab_from_files(CODE)[0], build_bundle().content + b"\n"],
-    ids=["empty", "garbage", "other settings", "code", "one byte more"],
-)  # fmt: skip
-def test_foreign_bundle_is_answered_with_a_refusal_of_5_and_never_unpacked(bundle, tmp_path, monkeypatch):
+FOREIGN = {
+    "empty": b"",
+    "garbage": b"not an archive",
+    "another version": bundle_of(),
+    "code": bundle_of(fedglioma_client__app="raise SystemExit(99)"),
+    "one byte more": build_bundle().content + b"\n",
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
+def test_foreign_bundle_is_answered_with_a_refusal_of_5_and_never_unpacked(content, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flower"))
     seen: list[tuple[Message, Context]] = []
     scene = Scene(app_of(seen))
-    scene.run(bundle)
+    scene.run(content)
     scene.deliver(statistics(), STATISTICS)
     scene.work()
     refusal = refusal_of(scene)
     assert (refusal.site, refusal.error, refusal.exit_code) == ("henan", "PolicyError", 5)
-    assert f"bundle {hashlib.sha256(bundle).hexdigest()[:12]} is not the one" in refusal.reason
+    assert f"bundle {hashlib.sha256(content).hexdigest()[:12]} is not the one" in refusal.reason
     assert seen == []
     assert not list(tmp_path.iterdir())
     assert [event for event, _ in scene.journal] == ["offered", "refused", "sent"]
@@ -288,21 +302,16 @@ def test_end_of_the_run_is_noticed():
     assert scene.worker.finished.is_set()
 
 
-def test_head_of_the_servers_audit_log_is_noted_with_a_round(monkeypatch):
-    from tests.round_fixture import LAYOUT  # a layout of three lines, no network is built
-
+def test_head_of_the_servers_audit_log_is_noted_with_a_round():
     scene = Scene(app_of())
     scene.run()
-    from fedglioma.case import GENES
-    from fedglioma.wire import TrainRequest
-
     request = TrainRequest(
         run="seven",
         round=3,
         settings=RunConfig(),
         proximal_mu=0.0,
         class_counts=dict.fromkeys(GENES, (1.0, 1.0)),
-        layout=LAYOUT.digest,
+        layout="0" * 64,
         audit_head="a" * 64,
     )
     scene.deliver(request_record(request), TRAIN)
