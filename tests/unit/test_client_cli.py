@@ -58,11 +58,10 @@ def verdicts(result: Result) -> dict[str, str]:
     return {line.split()[1]: line.split()[0] for line in result.stdout.splitlines()[:-1]}
 
 
-def test_without_a_command_it_says_that_it_cannot_join_yet(client: Command) -> None:
+def test_without_a_command_and_a_server_it_says_what_joining_needs(client: Command, hospital: Path) -> None:
     result = client()
-    assert result.exit_code == 1
-    assert "not part of this version" in result.stderr
-    assert "fedglioma-server simulate" in result.stderr
+    assert result.exit_code == 2
+    assert "north.yaml: server, ca and key are needed to join" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 

@@ -8,8 +8,17 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from fedglioma.audit import AuditLog, Event
+from fedglioma.data.plan import PLAN_KEY
+from fedglioma.errors import ConfigError, ProtocolError
 from fedglioma_client import cli as client
+from fedglioma_client.app import app as client_app
+from fedglioma_server.app import make_app
+from fedglioma_server.inline import run_inline
+from fedglioma_server.run_audit import recompute_rounds
+from fedglioma_server.runfolder import RunFolder
+from fedglioma_server.simulate import plan_file
 from tests.cli_fixture import call, data_of, reason_of
+from tests.federation_fixture import TINY, make_plan
 
 HEAD_OF_NOBODY = "ab" * 32
 
@@ -115,3 +124,22 @@ def test_hospital_without_a_log_yet_ends_with_2(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "no such audit log" in reason_of(result)
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_are_computed_again_from_kept_updates_and_a_changed_one_is_named(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, TINY.model_copy(update={"keep_updates": True}))
+    folder = RunFolder(plan.run_folder)
+    run_inline(make_app(), client_app, sites=len(plan.sites), run_config={PLAN_KEY: str(plan_file(folder))})
+    data, text = recompute_rounds(folder.path, None)
+    assert data["weights"] == {
+        str(line.round): line.weights_digest for line in folder.rounds() if line.round > 0
+    }
+    assert text.count("as recorded") == TINY.rounds
+    update = next((folder.path / "updates" / "round-0001").glob("*.safetensors"))
+    content = bytearray(update.read_bytes())
+    content[-1] ^= 1
+    update.write_bytes(content)
+    with pytest.raises(ProtocolError, match=f"{update.name}: is not the update on record"):
+        recompute_rounds(folder.path, 1)
+    with pytest.raises(ConfigError, match="no such run folder"):
+        recompute_rounds(tmp_path / "nowhere", None)
