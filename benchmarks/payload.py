@@ -34,7 +34,7 @@ from fedglioma.case import GENE_TITLES, GENES, Gene  # noqa: E402
 from fedglioma.config.run import Payload, RunConfig  # noqa: E402
 from fedglioma.data.synthetic_cohort import synthesize  # noqa: E402
 from fedglioma.metrics.predictions import Predictions, read_csv  # noqa: E402
-from fedglioma.payload import as_received, for_sites, update  # noqa: E402
+from fedglioma.payload import update  # noqa: E402
 from fedglioma.training.learner import layout_of  # noqa: E402
 from fedglioma.weights import GROUPS, FlatArrays  # noqa: E402
 from fedglioma_server import conclusion, simulate  # noqa: E402
@@ -53,8 +53,7 @@ class Measured:
     """What was seen of one payload: a number per seed, or per seed and round."""
 
     bytes_a_round: list[int] = field(default_factory=list)
-    up: list[float] = field(default_factory=list)
-    down: list[float] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
     auc: dict[Gene, list[float]] = field(default_factory=lambda: {gene: [] for gene in GENES})
     predictions: list[Predictions] = field(default_factory=list)
 
@@ -103,14 +102,11 @@ def difference(one: FlatArrays, other: FlatArrays) -> dict[str, NDArray[np.float
     return {group: one[group].astype(np.float64) - other[group] for group in GROUPS}
 
 
-def rounding_errors(folder: RunFolder, payload: Payload) -> tuple[list[float], list[float]]:
-    """Return per round of a float32 run what a payload's rounding would move, relative to the mean step.
-
-    First the mean step itself, then the weights that the sites start from.
-    """
+def rounding_errors(folder: RunFolder, payload: Payload) -> list[float]:
+    """Return per round of a float32 run how far a payload's rounding moves the mean step, relative to it."""
     settings = folder.read().settings
     checkpoints = Checkpoints(folder.checkpoints, layout_of(settings))
-    up, down = [], []
+    errors = []
     for line in folder.rounds()[1:]:
         sent = checkpoints.load(line.round - 1)
         exact, rounded = [], []
@@ -121,11 +117,9 @@ def rounding_errors(folder: RunFolder, payload: Payload) -> tuple[list[float], l
             exact.append(Update(name, entry.weights, "float32", local))
             rounded.append(Update(name, entry.weights, payload, update(payload, local, sent)))
         mean = combine(exact, sent, weighted_mean)
-        step = length(difference(mean, sent))
-        up.append(length(difference(combine(rounded, sent, weighted_mean), mean)) / step)
-        received = as_received(payload, for_sites(payload, sent))
-        down.append(length(difference(received, sent)) / step)
-    return up, down
+        moved = length(difference(combine(rounded, sent, weighted_mean), mean))
+        errors.append(moved / length(difference(mean, sent)))
+    return errors
 
 
 def auc(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> float:
@@ -163,10 +157,10 @@ def change(ours: list[Predictions], base: list[Predictions], gene: Gene) -> tupl
 def table(results: Mapping[Payload, Measured]) -> str:
     """Return what was measured as Markdown."""
     lines = [
-        "| payload | MB a round | step off by | sites start off by | "
+        "| payload | MB a round | step off by | "
         + " | ".join(f"{GENE_TITLES[gene]} AUC" for gene in GENES)
         + " |",
-        "|---|---|---|---|" + "---|" * len(GENES),
+        "|---|---|---|" + "---|" * len(GENES),
     ]
     base = results["float32"]
     for payload, seen in results.items():
@@ -229,9 +223,7 @@ def main() -> None:
                 exact = exact or folder
                 sites = folder.rounds()[-1].sites.values()
                 seen.bytes_a_round.append(sum(site.bytes_down + site.bytes_up for site in sites))
-                up, down = rounding_errors(exact, payload)
-                seen.up += up
-                seen.down += down
+                seen.errors += rounding_errors(exact, payload)
                 seen.predictions.append(read_csv(folder.evaluation / "predictions.csv"))
                 for gene in GENES:
                     seen.auc[gene].append(found[gene] if found[gene] is not None else float("nan"))

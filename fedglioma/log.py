@@ -39,5 +39,12 @@ def configure(level: str = "INFO", *, console: Console | None = None) -> None:
     root.setLevel(level)
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.DEBUG if level == "DEBUG" else logging.WARNING)
+    flower = logging.getLogger("flwr")
+    flower.addFilter(_of_interest)
     # Flower prints its own lines; passed on, each would stand twice.
     logging.getLogger("flwr").propagate = False
+
+
+def _of_interest(record: logging.LogRecord) -> bool:
+    """Whether a line of Flower says something: that a site ended in mid-call is told elsewhere."""
+    return "ClientDisconnect" not in record.getMessage()

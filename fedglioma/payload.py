@@ -1,23 +1,23 @@
-"""What travels: the weights as they are, or steps rounded to 16 or 8 bits.
+"""What a site sends: its weights as they are, or its step rounded to 16 or 8 bits.
 
-=============  ===================  =========================================================================
-payload        to the sites         from a site
-=============  ===================  =========================================================================
-``float32``    weights              weights
-``bfloat16``   weights, bfloat16    its step, each number rounded to the nearest bfloat16 (to even)
-``int8``       weights, bfloat16    its step, each number as a multiple -127 to 127 of its block's scale, the
-                                    largest magnitude of 1024 numbers / 127
-=============  ===================  =========================================================================
+=============  =================================================================================
+payload        from a site
+=============  =================================================================================
+``float32``    its weights
+``bfloat16``   its step, each number rounded to the nearest bfloat16 (to even)
+``int8``       its step, each number as a multiple -127 to 127 of its block's scale, the largest
+               magnitude of 1024 numbers / 127
+=============  =================================================================================
 
-A step is local - received in float32: relative to exactly what the site received, so that rounding on the
-way never enters the coordinator's float32 weights twice. A step is off by at most 2^-8 of its own magnitude
-(bfloat16, above 2^-126) or half of its block's scale, 1/254 of the block's largest step (int8).
+A step is local - received in float32. It is off by at most 2^-8 of its own magnitude (bfloat16, above
+2^-126) or half of its block's scale, 1/254 of the block's largest step (int8). To the sites the weights
+travel as float32 with every payload: rounded on this way, they were slow to learn (docs/payload.md).
 
 Each group stays one flat array: float32, uint16 (the upper half of a float32), or uint8 (the float32 scales
 of all blocks, then the multiples as int8).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,25 +39,6 @@ class Sliceable(Protocol):
 
     def __getitem__(self, part: slice, /) -> NDArray[Any]:
         """Return some of its elements."""
-
-
-def broadcast(payload: Payload) -> Payload:
-    """Return how the global weights travel to the sites."""
-    return "float32"
-
-
-def for_sites(payload: Payload, arrays: FlatArrays) -> Packed:
-    """Return the global weights as they travel to the sites."""
-    if broadcast(payload) == "float32":
-        return dict(arrays)
-    return {group: _by_parts(array, np.uint16, to_bfloat16) for group, array in arrays.items()}
-
-
-def as_received(payload: Payload, packed: Packed) -> FlatArrays:
-    """Return what a site starts from, as float32: what travelled, to the bit."""
-    if broadcast(payload) == "float32":
-        return dict(packed)
-    return {group: _by_parts(array, np.float32, from_bfloat16) for group, array in packed.items()}
 
 
 def forms(payload: Payload, sizes: Mapping[str, int]) -> dict[str, tuple[str, int]]:
@@ -138,15 +119,6 @@ def to_bfloat16(numbers: NDArray[np.float32]) -> NDArray[np.uint16]:
 def from_bfloat16(packed: NDArray[np.uint16]) -> NDArray[np.float32]:
     """Return bfloat16 numbers as float32, exactly."""
     return (packed.astype(np.uint32) << 16).view(np.float32)
-
-
-def _by_parts(
-    array: NDArray[Any], dtype: type[np.generic], rounded: Callable[[NDArray[Any]], NDArray[Any]]
-) -> NDArray[Any]:
-    result = np.empty(array.size, dtype)
-    for start in range(0, array.size, PART):
-        result[start : start + PART] = rounded(array[start : start + PART])
-    return result
 
 
 def _blocks(size: int) -> int:

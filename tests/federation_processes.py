@@ -20,6 +20,8 @@ from typing import Any
 
 import yaml
 
+from fedglioma.nodekey import read_public_key
+from fedglioma.seeds import derive_seed
 from fedglioma_server.control import ask
 from fedglioma_server.records import RoundRecord
 from fedglioma_server.runfolder import RunFolder
@@ -185,6 +187,10 @@ class Federation:
         path.write_text(yaml.safe_dump(table), encoding="utf-8")
         return path
 
+    def node(self, site: str) -> int:
+        """Return Flower's number of a hospital, which follows from its key."""
+        return derive_seed("node", read_public_key(self.consortium / "sites" / f"{site}.pub").hex())
+
     def serve(self, *options: str, meddle: str = "", command: list[str] | None = None) -> Running:
         """Start the server."""
         words = [_script("fedglioma-server"), "start", "--config", str(self.settings), *options]
@@ -244,18 +250,33 @@ class Federation:
         ]
 
     def until(self, happened: Callable[[], bool], what: str, limit_s: float = PATIENCE_S) -> float:
-        """Wait until something is so, and return how many seconds it took."""
-        began = time.monotonic()
-        while not happened():
-            assert time.monotonic() - began < limit_s, f"not in {limit_s:g} s: {what}\n{self.said()}"
-            time.sleep(STEP_S)
-        return time.monotonic() - began
+        """Wait until something is so, and return how many seconds it took; a server that failed ends it."""
+
+        def hopeless() -> bool:
+            servers = [one for one in self.processes if one.name == "server"]
+            return bool(servers) and (servers[-1].popen.poll() or 0) > 0
+
+        return self._wait(happened, what, limit_s, hopeless)
 
     def ends(self, process: Running, code: int, limit_s: float = PATIENCE_S) -> float:
         """Wait until a process ends by itself, with this exit code, and return the seconds it took."""
-        took = self.until(process.ended, f"{process.name} ends", limit_s)
+        took = self._wait(process.ended, f"{process.name} ends", limit_s)
         assert process.popen.returncode == code, f"{process.name}: {process.popen.returncode}\n{self.said()}"
         return took
+
+    def _wait(
+        self,
+        happened: Callable[[], bool],
+        what: str,
+        limit_s: float,
+        hopeless: Callable[[], bool] = lambda: False,
+    ) -> float:
+        began = time.monotonic()
+        while not happened():
+            assert not hopeless(), f"the server failed before: {what}\n{self.said()}"
+            assert time.monotonic() - began < limit_s, f"not in {limit_s:g} s: {what}\n{self.said()}"
+            time.sleep(STEP_S)
+        return time.monotonic() - began
 
     def said(self) -> str:
         """Return the ends of all logs."""

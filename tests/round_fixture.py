@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 
 from fedglioma.case import GENES
 from fedglioma.config.run import RunConfig
-from fedglioma.payload import as_received, broadcast, forms, update
+from fedglioma.payload import update
 from fedglioma.weights import GROUPS, FlatArrays, Layout, digest_of, to_record
 from fedglioma.wire import StatisticsReply, TrainReply, TrainRequest, body_of, reply_to, weights_of
 from fedglioma_server.inline import InlineGrid
@@ -91,10 +91,7 @@ def answer(
     """Return a site's reply: its update, and a report that is right but for what is changed."""
     request = body_of(message.content, TrainRequest)
     payload = request.settings.payload
-    received = as_received(
-        payload, weights_of(message.content, forms(broadcast(payload), strategy.layout.sizes))
-    )
-    packed = update(payload, local, received)
+    packed = update(payload, local, weights_of(message.content))
     table = {
         "site": strategy.nodes[message.metadata.dst_node_id].site,
         "round": request.round,

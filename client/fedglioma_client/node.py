@@ -34,6 +34,7 @@ from fedglioma_client.ends import FAILED, FINISHED  # noqa: E402
 from fedglioma_client.gauges import ClientGauges, serve  # noqa: E402
 from fedglioma_client.instruments import Instruments  # noqa: E402
 from fedglioma_client.journal import open_journal  # noqa: E402
+from fedglioma_client.nodestate import SiteNodeState  # noqa: E402
 from fedglioma_client.site import SITE_CONFIG_KEY  # noqa: E402
 from fedglioma_client.worker import Worker  # noqa: E402
 
@@ -97,6 +98,7 @@ def run_node(config: SiteConfig, settings: Path, *, parent: int, once: bool) -> 
         instruments.step(event, **facts)
 
     factory = NodeStateFactory(ObjectStoreFactory())
+    factory.state_instance = SiteNodeState(factory.objectstore_factory.store())
     worker = Worker(
         state=factory.state(),
         store=factory.objectstore_factory.store(),

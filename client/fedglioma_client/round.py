@@ -17,7 +17,7 @@ from fedglioma.data.loader import train_batches
 from fedglioma.errors import DataError, FedGliomaError, ProtocolError
 from fedglioma.losses.multitask import GenotypeLoss
 from fedglioma.losses.proximal import proximal_penalty
-from fedglioma.payload import as_received, broadcast, forms, update
+from fedglioma.payload import forms, update
 from fedglioma.seeds import derive_seed, seed_torch
 from fedglioma.training.fit import FitSummary, fit_epoch, parameter_groups
 from fedglioma.training.learner import build_learner, layout_of
@@ -50,7 +50,7 @@ def statistics_round(request: StatisticsRequest, site: Site) -> StatisticsReply:
 
 def expected_weights(settings: RunConfig) -> Forms:
     """Return what the global weights of a run must look like on the road."""
-    return forms(broadcast(settings.payload), layout_of(settings).sizes)
+    return forms("float32", layout_of(settings).sizes)
 
 
 def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[TrainReply, Packed]:
@@ -84,8 +84,7 @@ def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[Tra
     learner = build_learner(settings, counts)
     if layout_of(settings).digest != request.layout:
         raise ProtocolError("weights: the coordinator's network differs from the one that this site builds")
-    received = as_received(settings.payload, weights)
-    unpack(received, learner.model, learner.loss)
+    unpack(weights, learner.model, learner.loss)
     norms = OwnNorms(config.state, request.run, request.layout) if settings.strategy == "fedbn" else None
     if norms is not None:
         norms.restore(learner.model, request.round)
@@ -98,7 +97,7 @@ def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[Tra
     arrays = pack(learner.model, learner.loss)
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise FedGliomaError("training diverged: the weights are no longer finite numbers")
-    packed = update(settings.payload, arrays, received)
+    packed = update(settings.payload, arrays, weights)
     digest = digest_of(packed)
     if norms is not None:
         norms.save(learner.model, request.round)

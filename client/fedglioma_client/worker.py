@@ -36,6 +36,7 @@ from fedglioma.wire import (
     Refusal,
     TrainRequest,
     body_of,
+    is_refusal,
     payload_bytes,
     reply_to,
 )
@@ -123,10 +124,18 @@ class Worker:
         self.state.record_message_processing_start(asked.message_id)
         self.phase("train")
         reply = self._reply(message, run)
+        if reply.has_content() and is_refusal(reply.content):
+            self.journal("refused", **what, reason=body_of(reply.content, Refusal).reason)
         self.state.record_message_processing_end(asked.message_id)
         self._finish_tasks(asked.run_id)
         self.phase("upload")
         number, size = self._send(reply)
+        if number is None:
+            logger.warning(
+                "round %s: the server asks something else by now, the answer is dropped", asked.group_id
+            )
+            self.journal("refused", **what, reason="given up: the server asked something else meanwhile")
+            return
         self.journal("sent", **what, digests=[number], bytes=size)
         if asked.message_type == FINISHED:
             self.finished.set()
@@ -137,7 +146,6 @@ class Worker:
             self._require_ours(message, run)
         except PolicyError as error:
             logger.error("refused: %s", error)
-            self.journal("refused", kind=asked.message_type, round=asked.group_id, reason=str(error))
             refusal = Refusal(
                 site=self.site, error="PolicyError", exit_code=error.exit_code, reason=str(error)
             )
@@ -176,8 +184,11 @@ class Worker:
         for task in self.state.get_tasks(run_ids=[run_id]):
             self.state.finish_task(task.task_id, SubStatus.STOPPED, "answered")
 
-    def _send(self, reply: Message) -> tuple[str, int]:
-        """Hand a reply to the SuperNode, and return its digest and its size in bytes."""
+    def _send(self, reply: Message) -> tuple[str | None, int]:
+        """Hand a reply to the SuperNode, and return its digest and its size in bytes.
+
+        None where the SuperNode gave the question up meanwhile.
+        """
         size = payload_bytes(reply.content) if reply.has_content() else 0
         with no_object_id_recompute():
             number = reply.object_id
@@ -186,8 +197,7 @@ class Worker:
             for digest, item in get_all_nested_objects(reply).items():
                 self.store.put(digest, item.deflate())
             self.last_reply = number
-            self.state.store_message(reply)
-        return number, size
+            return self.state.store_message(reply), size
 
 
 def _head_of(message: Message) -> dict[str, str]:

@@ -29,7 +29,8 @@ class ServerConfig(Frozen):
     insecure: bool = Field(default=False, description="serve without TLS; for tests on one machine")
     sites: Path = Field(default=Path("sites"), description="folder of the hospitals' public keys")
     expected: tuple[str, ...] = Field(
-        default=(), description="hospitals that the start waits for; none named: all with a key"
+        default=(),
+        description="hospitals that the start waits for, others join when they come; none named: all",
     )
     join_timeout_s: float = Field(
         default=600.0, gt=0, description="seconds that the start waits for them; then the quorum is enough"

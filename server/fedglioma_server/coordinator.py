@@ -32,10 +32,10 @@ def _unheard(_event: str, /, **_facts: Any) -> None:
 class Coordinator:
     """What the coordinating centre brings to a run: terms, its held-out cases, and where to write.
 
-    ``members`` gives the nodes that belong to the run and their sites, whether or not they are connected;
-    None where the engine's nodes are all there are (simulations). ``audit`` hears what happens, and
-    ``audit_head`` is what its log ends with, which travels with every round. ``stop_asked`` is asked
-    after every round.
+    ``members`` gives the nodes that may take part and their sites, whether or not they are connected;
+    None where the engine's nodes are all there are (simulations). ``expected`` are the sites that the
+    start waits for (none named: all). ``audit`` hears what happens, and ``audit_head`` is what its log
+    ends with, which travels with every round. ``stop_asked`` is asked after every round.
     """
 
     path: Path
@@ -47,6 +47,7 @@ class Coordinator:
     sites: int = 0
     join_timeout_s: float = CONNECT_S
     members: Callable[[], Mapping[int, str]] | None = None
+    expected: tuple[str, ...] = ()
     audit: Audit = _unheard
     audit_head: Callable[[], str] = lambda: ""
     stop_asked: Callable[[], bool] = lambda: False

@@ -27,7 +27,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedglioma.errors import FedGliomaError, ProtocolError
-from fedglioma.wire import TRAIN, is_refusal
+from fedglioma.wire import STATISTICS, TRAIN, is_refusal
 from fedglioma_server.assemble import assemble
 from fedglioma_server.heldout import Stopped
 from fedglioma_server.linkstate import SiteLinkState
@@ -87,7 +87,7 @@ class LinkGrid(Grid):
     interrupted : threading.Event, optional
         Once set, waiting ends with ``KeyboardInterrupt``.
     stopping : callable, optional
-        Once true, waiting for anything but a training round ends with ``Stopped``.
+        Once true, waiting for sites to join ends with ``Stopped``.
     """
 
     def __init__(
@@ -170,12 +170,13 @@ class LinkGrid(Grid):
             return
         deadline = time.monotonic() + (_FOREVER_S if timeout is None else timeout)
         self.watch = Watch(round=waiting[0].message.metadata.group_id)
-        training = waiting[0].message.metadata.message_type == TRAIN
+        kind = waiting[0].message.metadata.message_type
+        training, joining = kind == TRAIN, kind == STATISTICS
         usable, enough_since = 0, None
         while waiting:
             self._require_life()
             now = time.monotonic()
-            if not training and self.stopping():
+            if joining and self.stopping():
                 raise Stopped(0)
             grace_over = (
                 enough_since is not None

@@ -3,14 +3,20 @@
 from fedglioma_server.records import PrivacyRecord, RunRecord
 
 STATEMENT = (
-    "Not differentially private. Images, labels and identifiers stay at the sites, but each site's trained "
-    "weights travel to the coordinator in the clear, and such weights can reveal something of the patients "
-    "that they were trained on. No epsilon can be stated for this run."
+    "Not differentially private. Images, labels and identifiers stay at the sites, but the coordinator reads "
+    "each site's trained weights as they are (on the way to it they are encrypted), and such weights can "
+    "reveal something of the patients that they were trained on. No epsilon can be stated for this run."
 )
-LEAVES = [
+COUNTS = (
     "counts of cases, labels and modality subsets; cells below the small-cell limit are suppressed, "
-    "totals are rounded up to a multiple of it",
-    "the trained weights of each round, as 32-bit numbers, neither noised nor masked",
+    "totals are rounded up to a multiple of it"
+)
+UPDATES = {
+    "float32": "the trained weights of each round, as 32-bit numbers, neither noised nor masked",
+    "bfloat16": "the step that training made in each round, rounded to 16 bits, neither noised nor masked",
+    "int8": "the step that training made in each round, rounded to 8 bits, neither noised nor masked",
+}
+LEAVES = [
     "per round: mean training loss in total and per gene to four digits, where at least the small-cell limit "
     "of cases stands behind it; number of steps, seconds by phase",
 ]
@@ -29,6 +35,6 @@ def privacy_record(record: RunRecord) -> PrivacyRecord:
         differentially_private=False,
         statement=STATEMENT,
         small_cell_limit=min(limits, default=1),
-        leaves_a_site=LEAVES,
+        leaves_a_site=[COUNTS, UPDATES[record.settings.payload], *LEAVES],
         never_leaves_a_site=STAYS,
     )

@@ -47,6 +47,8 @@ class Roll:
         self._coordinator = coordinator
         self._layout = layout_of(coordinator.settings).digest
         self.nodes: dict[int, StatisticsReply] = {}
+        self._said_no: set[int] = set()
+        self._refused: dict[int, str | None] = {}
 
     @property
     def answers(self) -> dict[str, StatisticsReply]:
@@ -70,9 +72,11 @@ class Roll:
             timeout = settings.round_timeout_s
         else:
             self._remember(members())
-            asked = [node for node in members() if node not in self.nodes]
+            waited_for = coordinator.expected or tuple(members().values())
+            asked = [n for n, site in members().items() if site in waited_for and n not in self.nodes]
             timeout = coordinator.join_timeout_s
         self._ask(asked, timeout)
+        self._note_refusals(asked)
         names = [reply.site for reply in self.nodes.values()]
         if len(set(names)) != len(names):
             raise ProtocolError(f"two nodes claim to be the same site: {', '.join(sorted(names))}")
@@ -84,25 +88,36 @@ class Roll:
         if members is None:
             self._require_same_layout()
         self._keep()
+        self.call_late()
 
     def call_late(self) -> None:
         """Ask the sites that have come since; one that answers takes part from the next round."""
         members = self._coordinator.members
         if members is None:
             return
-        online = set(self._grid.get_node_ids())
+        online = {info.node_id: info.last_activated_at for info in self._grid.get_nodes()}
         self._move_to_new_keys(members())
-        late = [node for node in members() if node in online and node not in self.nodes]
+        late = [
+            node
+            for node in members()
+            if node in online and node not in self.nodes and self._refused.get(node) != online[node]
+        ]
         if not late:
             return
         before = set(self.nodes)
         self._ask(late, LATE_S)
+        self._note_refusals(late)
         if set(self.nodes) != before:
             names = ", ".join(sorted(self.nodes[node].site for node in set(self.nodes) - before))
             logger.info("%s joined late; class counts stay those of the start", names)
             self._keep()
             folder = self._coordinator.folder
             folder.update(sites={reply.site: site_data(reply) for reply in self.nodes.values()})
+
+    def _note_refusals(self, asked: list[int]) -> None:
+        """Remember who said no: it is asked again once it has connected anew, with another policy perhaps."""
+        active = {info.node_id: info.last_activated_at for info in self._grid.get_nodes()}
+        self._refused |= {n: active[n] for n in asked if n in self._said_no and n in active}
 
     def _move_to_new_keys(self, members: Mapping[int, str]) -> None:
         """Let a site that came back with a new key go on with what it said under the old one."""
@@ -158,6 +173,8 @@ class Roll:
                 )
         except ProtocolError as error:
             logger.warning("%s did not join: %s", name, error)
+            if not reply.has_error():
+                self._said_no.add(node)
             self._coordinator.audit("site_refused", site=name, reason=shortened(str(error)))
             return
         self.nodes[node] = answer

@@ -48,6 +48,9 @@ def start(path: Path, changes: Mapping[str, Any], given: Mapping[str, Any]) -> R
     usable_device(config.device, f"{path}: device:")
     folder.require_new_or_ours()
     require_same_settings(folder, config.run)
+    if folder.exists():
+        with folder.locked():  # a second start says so, before it finds its port taken by the first
+            pass
     Server(config, EvaluationCohort()).check()
     if config.insecure:
         human().print(f"[bold red]{PLAIN}[/]")

@@ -98,7 +98,8 @@ class Server:
                 device_name=self.config.device,
                 threads=self.config.threads,
                 join_timeout_s=self.config.join_timeout_s,
-                members=lambda: _nodes(link, expected),
+                members=lambda: {view.node: view.site for view in link.state.sites()},
+                expected=expected,
                 audit=lambda event, /, **facts: _note(audit, event, facts),
                 audit_head=audit.head,
                 stop_asked=self._stop.is_set,
@@ -148,7 +149,7 @@ class Server:
         require_usable(self._address())
 
     def _members(self) -> tuple[Members, tuple[str, ...]]:
-        """Return who may join, and the sites of the run: those named, else all, also that come later."""
+        """Return who may join, and the sites that the start waits for: those named, else all."""
         members = Members(self.config.sites)
         unknown = sorted(set(self.config.expected) - set(members.sites))
         if unknown:
@@ -253,10 +254,6 @@ def _closing(close: Any) -> Iterator[None]:
         yield
     finally:
         close()
-
-
-def _nodes(link: Link, expected: tuple[str, ...]) -> Mapping[int, str]:
-    return {view.node: view.site for view in link.state.sites() if not expected or view.site in expected}
 
 
 def _expel(link: Link, audit: AuditLog, site: str, key: bytes) -> None:

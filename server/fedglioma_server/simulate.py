@@ -23,7 +23,7 @@ from fedglioma.data.prepared import PreparedCase
 from fedglioma.data.split import Split, assign_split
 from fedglioma.errors import ConfigError, DataError
 from fedglioma.machine import usable_cores
-from fedglioma.payload import broadcast, packed_bytes
+from fedglioma.payload import packed_bytes
 from fedglioma.training.learner import layout_of, parameter_count
 from fedglioma_server.app import make_app
 from fedglioma_server.gather import Gathering, summarise, write_findings
@@ -70,7 +70,7 @@ def outline(simulation: Simulation) -> dict[str, object]:
     """Return what a run would be: settings, sites, cases, parameters, bytes; nothing is trained."""
     settings = simulation.settings
     sizes = layout_of(settings).sizes
-    down = packed_bytes(broadcast(settings.payload), sizes)
+    down = packed_bytes("float32", sizes)
     up = packed_bytes(settings.payload, sizes)
     return {
         "settings": settings.model_dump(mode="json"),

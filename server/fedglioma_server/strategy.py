@@ -18,7 +18,6 @@ from flwr.serverapp.strategy import Strategy
 from fedglioma.case import Gene
 from fedglioma.config.run import RunConfig
 from fedglioma.errors import ConfigError, QuorumError
-from fedglioma.payload import broadcast, for_sites
 from fedglioma.weights import TRUNK, FlatArrays, Layout, from_record, to_record
 from fedglioma.wire import TRAIN, StatisticsReply, TrainRequest, payload_bytes, request_record
 from fedglioma_server.aggregation import Update
@@ -126,8 +125,7 @@ class RoundStrategy(Strategy):
             audit_head=self.audit_head(),
         )
         content = request_record(request)
-        same = broadcast(self.settings.payload) == "float32"
-        content["weights"] = arrays if same else to_record(for_sites(self.settings.payload, self._sent))
+        content["weights"] = arrays
         size = payload_bytes(content)
         messages = []
         for node, site in sorted(self.nodes.items(), key=lambda item: item[1].site):

@@ -1,28 +1,15 @@
-"""Whoever does not belong is turned away, whatever does not fit is left out, and the others go on."""
+"""A wrong server, a foreign bundle, a bad update: each is refused with its reason, and the others go on."""
 
-import base64
 import secrets
-import shutil
-import socket
-import ssl
-import stat
-import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 from flwr.app import Message
-from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.proto.message_pb2 import ObjectTree
-from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
-from flwr.supercore.primitives.asymmetric import sign_message
-from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
-from fedglioma.nodekey import create_private_key, public_bytes, read_private_key
 from fedglioma.wire import FINISHED, STATISTICS, Noted, Refusal, reply_to
 from fedglioma_server.authority import (
     certificate_pem,
@@ -33,229 +20,11 @@ from fedglioma_server.authority import (
     read_certificate,
     read_key,
 )
-from fedglioma_server.control import Handle, handle_file
-from fedglioma_server.gate import CALLS, HELLO
 from fedglioma_server.link import Address, serving
 from tests.federation_member import USUAL_STEP, Member, statistics, step, update
 from tests.federation_processes import Federation, Ground, federation
 
 pytestmark = [pytest.mark.flower, pytest.mark.slow]
-
-GIGABYTE = 1 << 30
-
-
-@pytest.fixture(scope="module")
-def waiting(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    """A server that waits for its hospitals."""
-    folder = tmp_path_factory.mktemp("waiting") / "federation"
-    with federation(ground, folder, cohorts=[]) as made:
-        made.serve()
-        made.until(lambda: bool(made.status()), "the server waits")
-        yield made
-
-
-@pytest.fixture
-def caller(waiting: Federation) -> Iterator[httpx.Client]:
-    trust = ssl.create_default_context(cafile=str(waiting.consortium / "ca" / "ca.pem"))
-    with httpx.Client(verify=trust, base_url=f"https://127.0.0.1:{waiting.port}") as client:
-        yield client
-
-
-def signed(key: Path, at: datetime | None = None) -> dict[str, str]:
-    """Return the headers by which a site proves who it is."""
-    private = read_private_key(key)
-    stamp = (at or datetime.now(UTC)).isoformat()
-    return {
-        FLEET_HTTP_PUBLIC_KEY_HEADER: base64.b64encode(public_bytes(private)).decode(),
-        FLEET_HTTP_SIGNATURE_HEADER: base64.b64encode(sign_message(private, stamp.encode())).decode(),
-        TIMESTAMP_HEADER: stamp,
-    }
-
-
-def public_of(key: Path) -> str:
-    """Return the header by which the owner of a key names it."""
-    return signed(key)[FLEET_HTTP_PUBLIC_KEY_HEADER]
-
-
-def assert_closed(answer: httpx.Response, code: int = 404) -> None:
-    """What came back says nothing: no words, no name of a program, no kind of content."""
-    assert answer.status_code == code
-    assert answer.content == b""
-    assert set(answer.headers) <= {"content-length", "date"}
-
-
-# --- a scan of the port
-
-
-@pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS"])
-@pytest.mark.parametrize(
-    "path",
-    [
-        *("/", "/docs", "/openapi.json", "/redoc", "/status", "/stop", "/metrics", "/v1/fedglioma/hello"),
-        *("/v1/control/list-runs", "/v1/runtime/pull-messages", "/v1/fleet/register-node"),
-        *("/v1/fleet/pull-messages", "/v1/fleet/../control/list-runs", "/health/x"),
-    ],
-)
-def test_stranger_learns_nothing_on_any_path(method, path, caller):
-    assert_closed(caller.request(method, path))
-
-
-def test_health_says_only_that_somebody_is_there(caller):
-    assert_closed(caller.get("/health"), 204)
-
-
-def test_member_gets_no_further_than_the_fleets_calls(caller, waiting):
-    for path in ("/v1/control/list-runs", "/v1/runtime/pull-messages", "/v1/fleet/register-node", "/docs"):
-        assert_closed(caller.post(path, headers=signed(waiting.kit("ningxia") / "node.key")))
-
-
-def test_plain_http_on_the_port_is_closed_without_a_word(waiting):
-    with socket.create_connection(("127.0.0.1", waiting.port), timeout=10) as plain:
-        plain.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-        assert b"HTTP" not in everything(plain)
-
-
-def test_random_bytes_on_the_port_are_closed_without_a_word(waiting):
-    with socket.create_connection(("127.0.0.1", waiting.port), timeout=10) as plain:
-        plain.sendall(secrets.token_bytes(4096))
-        assert len(everything(plain)) < 16  # at most an alert of TLS, which names nobody
-
-
-def test_random_bytes_inside_tls_learn_nothing(waiting):
-    trust = ssl.create_default_context(cafile=str(waiting.consortium / "ca" / "ca.pem"))
-    with (
-        socket.create_connection(("127.0.0.1", waiting.port), timeout=10) as plain,
-        trust.wrap_socket(plain, server_hostname="127.0.0.1") as inside,
-    ):
-        inside.sendall(b"\x00\xff" * 2048 + b"\r\n\r\n")
-        said = everything(inside).lower()
-    assert b"server:" not in said
-    assert b"uvicorn" not in said
-    assert b"flower" not in said
-
-
-def everything(end: socket.socket) -> bytes:
-    """Return all that the other end says until it hangs up."""
-    said = b""
-    try:
-        while content := end.recv(4096):
-            said += content
-    except OSError:
-        pass
-    return said
-
-
-def test_servers_control_answers_only_whoever_can_read_its_secret(waiting):
-    path = handle_file(waiting.run)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    handle = Handle.model_validate_json(path.read_text())
-    for secret in ("", "Bearer", f"Bearer {handle.secret[:-1]}", handle.secret):
-        for method, call in (("GET", "status"), ("POST", "stop")):
-            answer = httpx.request(
-                method, f"http://127.0.0.1:{handle.port}/{call}", headers={"authorization": secret}
-            )
-            assert (answer.status_code, answer.content) == (404, b"")
-            assert "server" not in answer.headers
-    assert waiting.status()["stopping"] is False
-
-
-# --- who may come in
-
-
-def test_caller_without_a_key_with_a_foreign_or_a_stale_one_is_turned_away(caller, waiting, tmp_path):
-    create_private_key(tmp_path / "node.key")
-    kit = waiting.kit("ningxia") / "node.key"
-    mixed = signed(kit) | {
-        FLEET_HTTP_SIGNATURE_HEADER: signed(tmp_path / "node.key")[FLEET_HTTP_SIGNATURE_HEADER]
-    }
-    stale = signed(kit, datetime.now(UTC) - timedelta(minutes=6))
-    for headers in ({}, {FLEET_HTTP_PUBLIC_KEY_HEADER: "?"}, signed(tmp_path / "node.key"), mixed, stale):
-        assert_closed(caller.post(HELLO, headers=headers))
-    told = caller.post(HELLO, headers=signed(kit))
-    assert told.json()["standing"] == "member"
-
-
-def test_flowers_calls_need_a_fresh_signature_of_the_key_that_they_name(caller, waiting, tmp_path):
-    create_private_key(tmp_path / "node.key")
-    kit = waiting.kit("ningxia") / "node.key"
-    mixed = signed(kit) | {
-        FLEET_HTTP_SIGNATURE_HEADER: signed(tmp_path / "node.key")[FLEET_HTTP_SIGNATURE_HEADER]
-    }
-    stale = signed(kit, datetime.now(UTC) - timedelta(minutes=6))
-    early = signed(kit, datetime.now(UTC) + timedelta(minutes=6))
-    for path in sorted(CALLS):
-        assert_closed(caller.post(path, headers=signed(tmp_path / "node.key")))
-        for headers in (mixed, stale, early):
-            assert_closed(caller.post(path, headers=headers | {"content-type": PROTOBUF_MEDIA_TYPE}))
-
-
-@pytest.mark.parametrize("path", sorted(CALLS))
-def test_a_gigabyte_is_refused_before_it_is_read(path, caller, waiting):
-    headers = signed(waiting.kit("ningxia") / "node.key")
-    began = time.monotonic()
-    lines = [f"POST {path} HTTP/1.1", "host: 127.0.0.1", f"content-length: {GIGABYTE}"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    trust = ssl.create_default_context(cafile=str(waiting.consortium / "ca" / "ca.pem"))
-    with (
-        socket.create_connection(("127.0.0.1", waiting.port), timeout=10) as plain,
-        trust.wrap_socket(plain, server_hostname="127.0.0.1") as inside,
-    ):
-        inside.sendall("\r\n".join(lines).encode() + b"\r\n\r\n")
-        said = inside.recv(4096)
-    assert said.startswith(b"HTTP/1.1 413 ")
-    assert time.monotonic() - began < 5
-
-
-def test_payload_without_a_length_is_refused(caller, waiting):
-    def endless() -> Iterator[bytes]:
-        yield bytes(1024)
-
-    headers = signed(waiting.kit("ningxia") / "node.key")
-    assert_closed(caller.post("/v1/fleet/push-object", headers=headers, content=endless()), 411)
-
-
-def test_client_with_a_key_that_nobody_knows_ends_with_7(waiting, tmp_path):
-    shutil.copytree(waiting.kit("henan"), tmp_path / "henan")
-    (tmp_path / "henan" / "node.key").unlink()
-    create_private_key(tmp_path / "henan" / "node.key")
-    client = waiting.join("henan", folder=tmp_path / "henan")
-    waiting.ends(client, 7, 60)
-    assert "does not know this site's key (SHA256:" in client.said()
-
-
-def test_client_with_another_sites_key_ends_with_7(waiting, tmp_path):
-    shutil.copytree(waiting.kit("henan"), tmp_path / "henan")
-    shutil.copy(waiting.kit("ningxia") / "node.key", tmp_path / "henan" / "node.key")
-    client = waiting.join("henan", folder=tmp_path / "henan")
-    waiting.ends(client, 7, 60)
-    assert "knows this key as 'ningxia', the settings say 'henan'" in client.said()
-
-
-def test_client_with_a_key_that_others_can_read_ends_with_7(waiting, tmp_path):
-    shutil.copytree(waiting.kit("henan"), tmp_path / "henan")
-    (tmp_path / "henan" / "node.key").chmod(0o644)
-    client = waiting.join("henan", folder=tmp_path / "henan")
-    waiting.ends(client, 7, 60)
-    assert "other users of this computer can use this private key" in client.said()
-
-
-def test_site_that_is_revoked_is_shut_out_within_seconds_and_ends_with_7(waiting):
-    client = waiting.join("zhengzhou", once=False)
-    waiting.until(lambda: waiting.audit("site_joined", site="zhengzhou"), "zhengzhou has joined")
-    key = waiting.consortium / "sites" / "zhengzhou.pub"
-    revoked = waiting.consortium / "sites" / "revoked"
-    revoked.mkdir(exist_ok=True)
-    key.rename(revoked / key.name)
-    took = waiting.until(lambda: "zhengzhou" not in waiting.status()["sites"], "it is shut out", 15)
-    assert took < 10
-    waiting.ends(client, 7, 60)
-    assert "the coordinator has revoked this site's key" in client.said()
-    assert waiting.audit("key_revoked", site="zhengzhou")
-    late = waiting.join("zhengzhou", once=False)
-    waiting.ends(late, 7, 60)
-
-
-# --- the wrong server
 
 
 def other_server(folder: Path, fault: str, ground: Ground) -> tuple[Path, Path]:
@@ -311,9 +80,6 @@ def test_client_that_meets_a_server_without_tls_ends_with_7(ground, folder):
         assert "no TLS there" in client.said()
 
 
-# --- a foreign bundle
-
-
 def test_client_of_another_version_ends_with_5_at_the_door(ground, folder):
     with federation(ground, folder, cohorts=[]) as fed:
         fed.serve(meddle="bundle")
@@ -337,9 +103,6 @@ def test_site_refuses_a_run_with_a_foreign_bundle_and_unpacks_nothing(ground, fo
         log = next(fed.kit("henan").rglob("audit.jsonl")).read_text()
         assert '"refused"' in log
         assert "bundle" in log
-
-
-# --- what a member sends
 
 
 def next_message(fed: Federation, member: Member, group: str) -> Message:
@@ -402,7 +165,7 @@ def test_bad_updates_are_left_out_with_their_reasons_and_the_run_goes_on(ground,
         message = next_message(fed, henan, "8")
         answer = update(message, step(message), "henan")
         forged = update(message, step(message), "ningxia")
-        forged.metadata.__dict__["_src_node_id"] = node_of(fed, "ningxia")
+        forged.metadata.__dict__["_src_node_id"] = fed.node("ningxia")
         assert not henan.push(forged), "a reply in another's name was taken"
         heavy = ObjectTree(object_id=answer.object_id)
         heavy.children.extend(ObjectTree(object_id=secrets.token_hex(32)) for _ in range(1000))
@@ -441,14 +204,6 @@ def test_bad_updates_are_left_out_with_their_reasons_and_the_run_goes_on(ground,
         assert excluded == {str(n): line.code for n, line in lines.items() if line.status != "ok"}
         for client in sites.values():
             assert "Traceback" not in client.said()
-
-
-def node_of(fed: Federation, site: str) -> int:
-    """Return Flower's number of a site, which follows from its key."""
-    from fedglioma.nodekey import read_public_key
-    from fedglioma.seeds import derive_seed
-
-    return derive_seed("node", read_public_key(fed.consortium / "sites" / f"{site}.pub").hex())
 
 
 def test_site_that_does_not_agree_is_left_out_and_says_why(ground, folder):

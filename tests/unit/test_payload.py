@@ -11,9 +11,6 @@ from fedglioma.errors import FedGliomaError
 from fedglioma.payload import (
     BLOCK,
     PART,
-    as_received,
-    broadcast,
-    for_sites,
     forms,
     from_bfloat16,
     packed_bytes,
@@ -121,20 +118,6 @@ def test_float32_travels_as_it_is():
     local = np.array([1.5, -0.0, 1e-45], np.float32)
     packed = update("float32", groups(local), zeros(local))
     assert packed["trunk"].tobytes() == local.tobytes()
-    assert for_sites("float32", groups(local))["trunk"].tobytes() == local.tobytes()
-    assert as_received("float32", groups(local))["trunk"].tobytes() == local.tobytes()
-
-
-@pytest.mark.parametrize("payload", ["bfloat16", "int8"])
-def test_site_starts_from_what_travelled_and_steps_from_there(payload):
-    rng = np.random.default_rng(1)
-    weights = rng.normal(size=3000).astype(np.float32)
-    packed = for_sites(payload, groups(weights))
-    assert broadcast(payload) == "bfloat16"
-    received = as_received(payload, packed)["trunk"]
-    assert np.abs(received / weights - 1).max() <= 1 / 256
-    assert for_sites(payload, groups(received))["trunk"].tobytes() == packed["trunk"].tobytes()
-    np.testing.assert_array_equal(travelled(payload, received, received), np.zeros(3000))
 
 
 @given(payload=st.sampled_from(PAYLOADS), size=sizes)

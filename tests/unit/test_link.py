@@ -1,0 +1,124 @@
+"""The one public port: when it opens, with which identity, and what it says where it cannot."""
+
+import socket
+import ssl
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from fedglioma.errors import ConfigError, IdentityError
+from fedglioma_server.authority import certificate_pem, create_authority, issue_server, key_pem, new_key
+from fedglioma_server.gate import Standing
+from fedglioma_server.link import Address, Link, serving
+
+NOW = datetime.now(UTC)
+
+
+async def closed(_scope: Any, _receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 404, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def identity(folder: Path, name: str = "server") -> tuple[Path, Path, Path]:
+    """Write a certificate for this computer; return it, its key and its authority."""
+    authority_key, key = new_key(), new_key()
+    authority = create_authority(authority_key, "test", days=2, now=NOW)
+    issued = issue_server(authority, authority_key, key, ["127.0.0.1"], days=1, now=NOW)
+    paths = folder / f"{name}.pem", folder / f"{name}.key", folder / f"{name}-ca.pem"
+    for path, content in zip(
+        paths, (certificate_pem(issued), key_pem(key), certificate_pem(authority)), strict=True
+    ):
+        path.write_bytes(content)
+    return paths
+
+
+def test_port_answers_over_tls_with_the_certificate_given_and_closes_with_the_block(tmp_path):
+    certificate, key, ca = identity(tmp_path)
+    trust = ssl.create_default_context(cafile=str(ca))
+    with serving(closed, Address("127.0.0.1", 0, certificate, key)) as port:
+        answer = httpx.get(f"https://127.0.0.1:{port}/", verify=trust)
+        assert answer.status_code == 404
+        assert "server" not in answer.headers
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"http://127.0.0.1:{port}/")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def test_old_versions_of_tls_are_refused(tmp_path):
+    certificate, key, ca = identity(tmp_path)
+    with serving(closed, Address("127.0.0.1", 0, certificate, key)) as port:
+        old = ssl.create_default_context(cafile=str(ca))
+        with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+            old.maximum_version = ssl.TLSVersion.TLSv1_1
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=5) as plain,
+            pytest.raises((ssl.SSLError, ConnectionError)),
+        ):
+            old.wrap_socket(plain, server_hostname="127.0.0.1")
+
+
+def test_port_that_is_taken_is_told_with_its_address():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(
+                ConfigError, match=rf"127\.0\.0\.1:{port}: cannot listen there .*set address and port"
+            ),
+            serving(closed, Address("127.0.0.1", port)),
+        ):
+            pass
+
+
+def test_address_of_another_computer_is_told():
+    with pytest.raises(ConfigError, match="cannot listen there"), serving(closed, Address("192.0.2.1", 0)):
+        pass
+
+
+@pytest.mark.parametrize("missing", ["server.pem", "server.key"])
+def test_identity_that_is_not_there_is_told_before_anything_opens(missing, tmp_path):
+    certificate, key, _ = identity(tmp_path)
+    (tmp_path / missing).unlink()
+    with (
+        pytest.raises(IdentityError, match=rf"{missing}: not there; fedglioma-server provision"),
+        serving(closed, Address("127.0.0.1", 0, certificate, key)),
+    ):
+        pass
+
+
+def test_key_of_another_certificate_is_told(tmp_path):
+    certificate, _, _ = identity(tmp_path)
+    _, other, _ = identity(tmp_path, "other")
+    with (
+        pytest.raises(IdentityError, match=r"server\.pem: cannot be used with .*other\.key"),
+        serving(closed, Address("127.0.0.1", 0, certificate, other)),
+    ):
+        pass
+
+
+class Nobody:
+    def standing(self, public_key: bytes) -> tuple[Standing, str]:
+        return "unknown", ""
+
+
+def test_superlink_of_this_process_has_our_state_and_begins_a_run(tmp_path, monkeypatch):
+    monkeypatch.delenv("FLWR_HOME", raising=False)
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flower"))
+    link = Link(
+        Nobody(),
+        tmp_path / "spool",
+        payload_bytes=10_000_000,
+        hello=lambda _site: {},
+        refused=lambda *_: None,
+    )
+    run = link.begin_run()
+    assert link.state.running()
+    assert link.state.get_run_info(run_ids=[run])[0].fab_version
+    assert link.state.object_store is link.state.spool
+    assert link.state.most_objects < 100
+    link.state.close()

@@ -1,0 +1,52 @@
+"""The site's node: its pauses, and how it ends with its supervisor."""
+
+import os
+import subprocess
+import sys
+import time
+
+from flwr.supercore import heartbeat
+from flwr.supernode import fleet_http_connection, start_client_internal
+
+from fedglioma_client import node
+from fedglioma_client.ends import FAILED
+from fedglioma_client.node import HEARTBEAT_S, IDLE_POLL_S, REPLY_POLL_S, hasten, installed_app
+
+
+def test_pauses_of_flowers_loop_are_shortened_there_and_nowhere_else(monkeypatch):
+    monkeypatch.setattr(start_client_internal, "time", time)
+    for module in (fleet_http_connection, heartbeat):
+        monkeypatch.setattr(module, "HEARTBEAT_DEFAULT_INTERVAL", module.HEARTBEAT_DEFAULT_INTERVAL)
+    slept: list[float] = []
+    monkeypatch.setattr(node.time, "sleep", slept.append)
+    hasten()
+    for asked in (3, 0.5, 0.01):
+        start_client_internal.time.sleep(asked)
+    assert slept == [IDLE_POLL_S, REPLY_POLL_S, 0.01]
+    assert fleet_http_connection.HEARTBEAT_DEFAULT_INTERVAL == HEARTBEAT_S
+    assert heartbeat.HEARTBEAT_DEFAULT_INTERVAL == HEARTBEAT_S
+
+
+def test_app_that_answers_is_the_installed_one():
+    from fedglioma_client.app import app
+
+    assert installed_app() is app
+
+
+def test_node_whose_supervisor_is_gone_ends(tmp_path):
+    settings = tmp_path / "henan.yaml"
+    settings.write_text("site: henan\ndata: .\n", encoding="utf-8")
+    command = [sys.executable, "-m", "fedglioma_client.node", str(settings), "--parent", "1"]
+    ended = subprocess.run(command, timeout=60, check=False, capture_output=True)  # noqa: S603 - ours
+    # Without a server in its settings it may say so first: either way it does not stay.
+    assert ended.returncode in (FAILED, 2)
+
+
+def test_node_whose_settings_are_wrong_ends_with_2_and_one_line(tmp_path):
+    settings = tmp_path / "henan.yaml"
+    settings.write_text("site: henan\ndata: .\n", encoding="utf-8")
+    command = [sys.executable, "-m", "fedglioma_client.node", str(settings), "--parent", str(os.getpid())]
+    ended = subprocess.run(command, timeout=60, check=False, capture_output=True, text=True)  # noqa: S603 - ours
+    assert ended.returncode == 2
+    assert "server and key are needed to join a federation" in " ".join(ended.stderr.split())
+    assert "Traceback" not in ended.stderr
