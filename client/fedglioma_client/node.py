@@ -83,6 +83,8 @@ def run_node(config: SiteConfig, settings: Path, *, parent: int, once: bool) -> 
     """
     threading.Thread(target=_end_with, args=(parent,), name="orphan", daemon=True).start()
     hasten()
+    if config.insecure:
+        connect_plainly()
     os.environ["FLWR_HOME"] = str(config.state / "flower")
     if config.server is None or config.key is None:
         raise ConfigError(f"{settings}: server and key are needed to join a federation")
@@ -117,7 +119,7 @@ def run_node(config: SiteConfig, settings: Path, *, parent: int, once: bool) -> 
             server_address=config.server,
             node_config={},
             root_certificates=None if config.insecure or config.ca is None else config.ca.read_bytes(),
-            insecure=config.insecure,
+            insecure=False,
             authentication_keys=(key, key.public_key()),
             isolation="process",
             runtime_dependency_install=False,
@@ -137,6 +139,16 @@ def hasten() -> None:
     start_client_internal.time = SimpleNamespace(sleep=sleep)  # type: ignore[assignment,attr-defined]
     for module in (fleet_http_connection, heartbeat):
         module.HEARTBEAT_DEFAULT_INTERVAL = HEARTBEAT_S  # type: ignore[attr-defined]
+
+
+def connect_plainly() -> None:
+    """Connect without TLS, and still sign what is sent: Flower's node would do the one or the other."""
+    connect = start_client_internal._init_connection
+
+    def plain(**given: Any) -> Any:
+        return connect(**given | {"insecure": True})
+
+    start_client_internal._init_connection = plain
 
 
 def installed_app() -> ClientApp:

@@ -100,7 +100,9 @@ class Roll:
         late = [
             node
             for node in members()
-            if node in online and node not in self.nodes and self._refused.get(node) != online[node]
+            if node in online
+            and node not in self.nodes
+            and (node not in self._refused or self._refused[node] != online[node])
         ]
         if not late:
             return

@@ -1,6 +1,7 @@
 """The site's node: its pauses, and how it ends with its supervisor."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -8,9 +9,17 @@ import time
 from flwr.supercore import heartbeat
 from flwr.supernode import fleet_http_connection, start_client_internal
 
+from fedglioma.nodekey import create_private_key
 from fedglioma_client import node
 from fedglioma_client.ends import FAILED
-from fedglioma_client.node import HEARTBEAT_S, IDLE_POLL_S, REPLY_POLL_S, hasten, installed_app
+from fedglioma_client.node import (
+    HEARTBEAT_S,
+    IDLE_POLL_S,
+    REPLY_POLL_S,
+    connect_plainly,
+    hasten,
+    installed_app,
+)
 
 
 def test_pauses_of_flowers_loop_are_shortened_there_and_nowhere_else(monkeypatch):
@@ -33,13 +42,26 @@ def test_app_that_answers_is_the_installed_one():
     assert installed_app() is app
 
 
+def test_plain_connection_is_made_with_the_key_that_signs(monkeypatch):
+    given: dict[str, object] = {}
+    monkeypatch.setattr(start_client_internal, "_init_connection", lambda **facts: given.update(facts))
+    connect_plainly()
+    start_client_internal._init_connection(
+        server_address="a:1", insecure=False, authentication_keys=("k", "p")
+    )
+    assert given == {"server_address": "a:1", "insecure": True, "authentication_keys": ("k", "p")}
+
+
 def test_node_whose_supervisor_is_gone_ends(tmp_path):
+    create_private_key(tmp_path / "node.key")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        nowhere = f"127.0.0.1:{probe.getsockname()[1]}"
     settings = tmp_path / "henan.yaml"
-    settings.write_text("site: henan\ndata: .\n", encoding="utf-8")
+    settings.write_text(f"site: henan\ndata: .\nserver: '{nowhere}'\nkey: node.key\ninsecure: true\n")
     command = [sys.executable, "-m", "fedglioma_client.node", str(settings), "--parent", "1"]
     ended = subprocess.run(command, timeout=60, check=False, capture_output=True)  # noqa: S603 - ours
-    # Without a server in its settings it may say so first: either way it does not stay.
-    assert ended.returncode in (FAILED, 2)
+    assert ended.returncode == FAILED
 
 
 def test_node_whose_settings_are_wrong_ends_with_2_and_one_line(tmp_path):
