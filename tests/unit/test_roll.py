@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
+from flwr.proto.node_pb2 import NodeInfo
 
 from fedglioma.case import GENES
 from fedglioma.errors import QuorumError
@@ -44,6 +45,9 @@ class Sites(InlineGrid):
 
     def get_node_ids(self) -> Iterable[int]:
         return sorted(self.online)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return [NodeInfo(node_id=node, last_activated_at="then") for node in self.get_node_ids()]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
