@@ -148,7 +148,7 @@ def connect_plainly() -> None:
     def plain(**given: Any) -> Any:
         return connect(**given | {"insecure": True})
 
-    start_client_internal._init_connection = plain
+    start_client_internal._init_connection = plain  # type: ignore[assignment]
 
 
 def installed_app() -> ClientApp:

@@ -244,6 +244,8 @@ class SiteLinkState(InMemoryLinkState):
             message = self.message_ins_store.get(message_id)
             if message is None:
                 return True
+            if self.complete_reply(message_id) is not None:
+                return False
             delivered = self._delivered_at.get(message_id)
             asked = self._asked_at.get(message.metadata.dst_node_id)
             return delivered is not None and asked is not None and asked > delivered

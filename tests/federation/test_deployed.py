@@ -2,6 +2,7 @@
 
 import stat
 
+import httpx
 import pytest
 
 from fedglioma.verification import verify
@@ -29,6 +30,21 @@ def test_deployed_federation_gives_the_inline_engines_weights_bit_for_bit(ground
         assert not handle.exists()
         for site in SITES:
             assert len(fed.audit("accepted", site=site)) == ROUNDS
-            log = fed.kit(site) / "state" / site / "audit.jsonl"
-            assert verify(log if log.exists() else fed.kit(site) / "state" / "audit.jsonl").broken is None
+            (log,) = (fed.kit(site) / "state").rglob("audit.jsonl")
+            assert verify(log).broken is None
         assert verify(fed.run.path / "audit.jsonl").broken is None
+
+
+def test_without_tls_both_ends_say_so_in_red_and_keys_still_count(ground, folder):
+    run = {"quorum": 1, "rounds": 1}
+    with federation(ground, folder, cohorts=[], insecure=True, expected=["henan"], run=run) as fed:
+        fed.set_site("henan", insecure=True, ca=None)
+        server = fed.serve()
+        fed.until(lambda: bool(fed.status()), "the server waits")
+        stranger = httpx.post(f"http://127.0.0.1:{fed.port}/v1/fleet/pull-messages")
+        assert (stranger.status_code, stranger.content) == (404, b"")
+        client = fed.join("henan")
+        fed.ends(server, 0)
+        fed.ends(client, 0)
+        for end in (server, client):
+            assert "NO TLS: everything travels readable for anyone on the way" in end.said()

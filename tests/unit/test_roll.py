@@ -1,6 +1,7 @@
 """The roll call of a deployed run: who takes part, who is left out; one site cannot stop the others."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,14 @@ class Sites(InlineGrid):
         super().__init__(lambda *_: None, [{}], {})  # type: ignore[arg-type]
         self.answers = answers
         self.online = set(MEMBERS)
+        self.since = "then"
         self.asked: list[tuple[str, str]] = []
 
     def get_node_ids(self) -> Iterable[int]:
         return sorted(self.online)
 
     def get_nodes(self) -> Iterable[NodeInfo]:
-        return [NodeInfo(node_id=node, last_activated_at="then") for node in self.get_node_ids()]
+        return [NodeInfo(node_id=node, last_activated_at=self.since) for node in self.get_node_ids()]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -163,3 +165,24 @@ def test_those_who_are_there_are_told_that_the_run_is_over(coordinator):
     grid.online.discard(12)
     roll.dismiss()
     assert grid.asked == [("henan", FINISHED), ("zhengzhou", FINISHED)]
+
+
+def test_site_that_refused_is_asked_again_when_it_has_connected_anew(coordinator):
+    grid = Sites(henan=Refusal(site="henan", error="PolicyError", exit_code=5, reason="no"))
+    roll = Roll(grid, coordinator)
+    roll.call()
+    grid.asked.clear()
+    grid.answers.clear()
+    roll.call_late()
+    assert grid.asked == []
+    grid.since = "now"
+    roll.call_late()
+    assert grid.asked == [("henan", "query.statistics")]
+    assert "henan" in roll.answers
+
+
+def test_start_waits_for_the_expected_sites_and_takes_the_others_when_they_are_there(coordinator):
+    grid = Sites()
+    grid.online.discard(11)
+    Roll(grid, replace(coordinator, expected=("ningxia", "zhengzhou"))).call()
+    assert [site for site, _ in grid.asked] == ["ningxia", "zhengzhou"]
