@@ -22,7 +22,7 @@ import yaml
 
 from fedglioma.nodekey import read_public_key
 from fedglioma.seeds import derive_seed
-from fedglioma_server.control import ask
+from fedglioma_server.handle import ask
 from fedglioma_server.records import RoundRecord
 from fedglioma_server.runfolder import RunFolder
 from tests.cli_fixture import call, plain_environment

@@ -216,7 +216,7 @@ def start(
 def status(config: ServerFile = Path("server.yaml"), output: Format = OutputFormat.TEXT) -> None:
     """Show what the running server does: rounds, hospitals, who is away, who was turned away."""
     with door(output):
-        from fedglioma_server.run_server import status as look
+        from fedglioma_server.run_control import status as look
 
         data, text = look(config)
         emit(data, text, output)
@@ -226,7 +226,7 @@ def status(config: ServerFile = Path("server.yaml"), output: Format = OutputForm
 def stop(config: ServerFile = Path("server.yaml"), output: Format = OutputFormat.TEXT) -> None:
     """End the running server after the round in flight; 'start' continues the run later."""
     with door(output):
-        from fedglioma_server.run_server import stop as end
+        from fedglioma_server.run_control import stop as end
 
         data, text = end(config)
         emit(data, text, output)

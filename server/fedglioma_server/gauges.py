@@ -17,6 +17,7 @@ __all__ = ["ServerGauges", "serve"]
 CODE = re.compile(r"[a-z][a-z0-9_]{0,31}")
 TAKEN = frozenset({"ok", "idle"})
 """States of a site whose round brought no rejection."""
+REASONS = ("error", "refused", "no_reply", "late")
 PHASES = {"sites": "wait", "aggregate": "aggregate", "evaluate": "evaluate", "checkpoint": "checkpoint"}
 """The server's phases in rounds.jsonl -> the label."""
 SITE_PHASES = ("download", "train", "upload")
@@ -71,6 +72,8 @@ class ServerGauges:
         )
         for status in ("completed", "failed"):
             self._rounds.labels(run_id, status)
+        for reason in REASONS:  # counted from 0, so that the first one is an increase
+            self._rejected.labels(run_id, reason)
 
     def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
         return Gauge(f"fedglioma_{name}", meaning, ["run_id", *labels], registry=self.registry)

@@ -28,8 +28,8 @@ from flwr.supercore.primitives.asymmetric import sign_message
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from fedglioma.nodekey import create_private_key, public_bytes, read_private_key
-from fedglioma_server.control import Handle, handle_file
 from fedglioma_server.gate import CALLS, HELLO
+from fedglioma_server.handle import Handle, handle_file
 from tests.federation_processes import Federation, Ground, federation
 
 pytestmark = [pytest.mark.flower, pytest.mark.slow]

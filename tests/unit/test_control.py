@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from fedglioma.errors import ConfigError, FedGliomaError
-from fedglioma_server.control import Control, Handle, ask, handle_file
+from fedglioma_server.control import Control
+from fedglioma_server.handle import Handle, ask, handle_file
 from fedglioma_server.runfolder import RunFolder
 
 SECRET = "of another start"  # noqa: S105 - nobody's
@@ -119,7 +120,7 @@ def test_damaged_handle_is_told(folder):
 
 
 def test_server_that_does_not_answer_is_told_with_its_number(folder, monkeypatch):
-    monkeypatch.setattr("fedglioma_server.control._WAIT_S", 0.3)
+    monkeypatch.setattr("fedglioma_server.handle._WAIT_S", 0.3)
     with socket.socket() as dumb:
         dumb.bind(("127.0.0.1", 0))
         dumb.listen()

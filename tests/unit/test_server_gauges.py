@@ -146,7 +146,7 @@ def test_sites_that_were_not_used_are_counted_by_their_state(gauges: ServerGauge
         for s in scrape(gauges.registry)
         if s.name == "fedglioma_aggregate_rejected_total"
     }
-    assert rejected == {"no_reply": 2, "error": 2, "late": 1, "other": 1}
+    assert rejected == {"no_reply": 2, "error": 2, "late": 1, "other": 1, "refused": 0}
 
 
 def test_site_that_drops_out_shows_no_old_figures(gauges: ServerGauges) -> None:
