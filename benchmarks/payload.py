@@ -167,10 +167,7 @@ def table(results: Mapping[Payload, Measured]) -> str:
         cells = [
             f"`{payload}`",
             f"{statistics.mean(seen.bytes_a_round) / 1e6:.1f}",
-            *(
-                "0" if max(values) == 0 else f"{statistics.mean(values):.2%}"
-                for values in (seen.up, seen.down)
-            ),
+            "0" if max(seen.errors) == 0 else f"{statistics.mean(seen.errors):.2%}",
         ]
         for gene in GENES:
             each = ", ".join(f"{value:.3f}" for value in seen.auc[gene])

@@ -1,6 +1,5 @@
 """What a site still answers: the newest question, and nothing that was given up."""
 
-
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
