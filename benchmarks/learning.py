@@ -53,6 +53,7 @@ def settings_of(asked: argparse.Namespace, seed: int) -> RunConfig:
         seed=seed,
         selection=0.15,
         report=0.30,
+        payload="float32",
     )
 
 

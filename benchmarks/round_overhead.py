@@ -127,6 +127,7 @@ def main() -> None:
         lr=1e-3,
         selection=0,
         report=0,
+        payload="float32",
     )
     with tempfile.TemporaryDirectory() as scratch:
         ours, theirs = [], []

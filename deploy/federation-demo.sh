@@ -31,18 +31,21 @@ echo '1. made-up patients: three hospitals, and held-out ones of the coordinatin
 echo '2. certificates, and a start-up kit with a key for each hospital'
 "$bin/fedglioma-server" provision --out "$folder/consortium" --host 127.0.0.1 --port "$port" \
     --site "${sites[0]}" --site "${sites[1]}" --site "${sites[2]}" >/dev/null
-sed -i "s#^address: .*#address: 127.0.0.1#; s#^cohorts: .*#cohorts: [../centre]#; s#^out: .*#out: ../run#" \
+sed -i "s#^address: .*#address: 127.0.0.1#; s#^cohorts: .*#cohorts: [../centre]#; s#^out: .*#out: ../federation#" \
     "$folder/consortium/server.yaml"
 
 echo '3. the server and three hospitals, each a process of its own'
 for site in "${sites[@]}"; do
     kit="$folder/consortium/kits/$site"
     sed -i "s#EDIT-THIS/cohort#../../../hospitals/$site#" "$kit/$site.yaml"
-    "$bin/fedglioma-client" --site "$site" --config-dir "$kit" --once >"$folder/$site.log" 2>&1 &
+    (
+        until (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do sleep 0.3; done
+        exec "$bin/fedglioma-client" --site "$site" --config-dir "$kit" --once
+    ) >"$folder/$site.log" 2>&1 &
     pids+=($!)
 done
 "$bin/fedglioma-server" start --config "$folder/consortium/server.yaml" \
     --width 2 --crop 32 --spacing-mm 5.5 --batch-size 8 --lr 0.002 --rounds "$rounds" --quorum 3
 
 echo "what the hospitals said: $folder/ningxia.log, zhengzhou.log, henan.log"
-echo "audit logs: $bin/fedglioma-server audit verify $folder/run"
+echo "audit logs: $bin/fedglioma-server audit verify $folder/federation"

@@ -24,7 +24,16 @@ from fedglioma_server.runfolder import RunFolder, now
 from fedglioma_server.simulate import plan_file
 
 EDGE = 16
-TINY = RunConfig(width=1, crop=EDGE, spacing_mm=5.5, rounds=2, batch_size=2, lr=1e-3, bootstrap=100)
+TINY = RunConfig(
+    width=1,
+    crop=EDGE,
+    spacing_mm=5.5,
+    rounds=2,
+    batch_size=2,
+    lr=1e-3,
+    bootstrap=100,
+    payload="float32",  # what a test reads from a message is then the weights themselves
+)
 SITES = {"ningxia": 4, "zhengzhou": 3, "henan": 2}
 MARK = "PATIENTMARK"
 """In every patient's id, so that a test can look for it in what leaves a site."""

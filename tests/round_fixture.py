@@ -64,7 +64,7 @@ def strategy_of(
     """Return a strategy over sites whose nodes count from 1, outside any engine."""
     InlineGrid(ClientApp(), [{}], {})  # names the task that messages need
     return RoundStrategy(
-        settings or RunConfig(),
+        settings or RunConfig(payload="float32"),
         dict(enumerate(sites, start=1)),
         dict.fromkeys(GENES, (1.0, 1.0)),
         LAYOUT,

@@ -232,6 +232,9 @@ def keygen(
 @app.command()
 def audit(
     context: typer.Context,
+    _what: Annotated[
+        str, typer.Argument(help="verify, the only thing that can be done with it", metavar="[verify]")
+    ] = "verify",
     head: Annotated[
         str | None,
         typer.Option(help="a head that somebody else kept: the log must have had it", metavar="DIGEST"),

@@ -6,6 +6,7 @@ where that is set.
 """
 
 import base64
+import re
 import ssl
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -86,6 +87,10 @@ def knock(config: SiteConfig) -> Knock:
             answer = client.post(f"{scheme}://{config.server}{HELLO}", headers=headers)
     except httpx.HTTPError as error:
         return _failed(error, config)
+    except (httpx.InvalidURL, ImportError, ValueError) as error:
+        raise ConfigError(
+            f"HTTPS_PROXY, or server in the settings: cannot be used ({_words(error)})"
+        ) from None
     skew = _skew(answer, asked)
     if skew is not None and not -BEHIND_S < skew < AHEAD_S:
         where = "ahead of" if skew > 0 else "behind"
@@ -93,6 +98,12 @@ def knock(config: SiteConfig) -> Knock:
             Door.CLOCK,
             f"this computer's clock is {abs(skew):.0f} s {where} the server's",
             "set the clock (timedatectl set-ntp true); signatures are refused until then",
+        )
+    if answer.status_code not in (httpx.codes.OK, httpx.codes.NOT_FOUND):
+        return Knock(
+            Door.AWAY,
+            f"something in front of {config.server} answers {answer.status_code}, not the server itself",
+            "the server may be down for a moment; else ask the coordinator about the proxy before it",
         )
     if answer.status_code != httpx.codes.OK:
         return Knock(
@@ -180,7 +191,8 @@ def _failed(error: httpx.HTTPError, config: SiteConfig) -> Knock:
 
 
 def _words(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    words = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return re.sub(r"^\[Errno -?\d+\] ", "", words)
 
 
 def _tls_problem(error: BaseException) -> ssl.SSLError | None:

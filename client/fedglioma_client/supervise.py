@@ -74,7 +74,7 @@ def join(
             wait(backoff.draw())
             continue
         said = ""
-        logger.info("%s: connected, waiting for work (run %s)", found.detail, found.told.get("run", "?"))
+        logger.info("%s; waiting for work in run %s", found.detail, found.told.get("run", "?"))
         began = time.monotonic()
         code = _watch(config, settings, once=once, log_level=log_level)
         if code == FINISHED and once:
@@ -105,7 +105,7 @@ def _require_hope(code: int) -> None:
 
 def _say(found: Knock, said: str, wait_s: float) -> str:
     if found.detail != said:
-        logger.warning("%s; %s; trying again, next in %.0f s", found.detail, found.remedy, wait_s)
+        logger.warning("%s; trying again, next in %.0f s (%s)", found.detail, wait_s, found.remedy)
     return found.detail
 
 
@@ -130,7 +130,7 @@ def _look(config: SiteConfig, away: bool) -> bool:
     """Return whether the server is away, and say when it goes and comes back; the node waits in silence."""
     found = knock(config)
     if found.door in RETRIED and not away:
-        logger.warning("%s; %s; waiting for it", found.detail, found.remedy)
+        logger.warning("%s; waiting for it (%s)", found.detail, found.remedy)
     if found.door is Door.OPEN and away:
         logger.info("%s again", found.detail)
     require_welcome(found)

@@ -77,8 +77,8 @@ class RunConfig(Frozen):
         default=1, ge=0, description="sites that may send anything whatever (multikrum only)"
     )
     payload: Payload = Field(
-        default="float32",
-        description="what travels: float32 weights, or steps rounded to bfloat16 or int8",
+        default="int8",
+        description="what a site sends: float32 weights, or its step rounded to bfloat16 or int8",
     )
     norm_limit: float = Field(
         default=10.0,

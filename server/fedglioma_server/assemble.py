@@ -19,21 +19,31 @@ from flwr.supercore.inflatable.inflatable_utils import inflatable_class_registry
 from fedglioma.errors import ProtocolError
 from fedglioma_server.objects import SpoolStore
 
+LARGEST_TABLE = 1 << 20
 DEEPEST = 8
 """A message of ours is a record dictionary of records of arrays of chunks: five levels."""
 
 
-def assemble(store: SpoolStore, object_id: str) -> Message:
+def assemble(store: SpoolStore, object_id: str, *, most_bytes: int) -> Message:
     """Return the message whose objects are all in the store.
+
+    Parameters
+    ----------
+    most_bytes : int
+        Bytes that one array may say it has; looked at before anything is allocated.
 
     Raises
     ------
     ProtocolError
         They do not make up a message.
+    OSError
+        An object cannot be read from disk.
     """
     try:
-        found = _inflate(store, object_id, {}, 0)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        found = _inflate(store, object_id, {}, 0, most_bytes)
+    except OSError:
+        raise
+    except Exception as error:  # a hostile object makes the decoders raise nearly anything
         raise ProtocolError(f"a reply cannot be decoded ({type(error).__name__})") from None
     if not isinstance(found, Message):
         raise ProtocolError("a reply is no message")
@@ -41,7 +51,7 @@ def assemble(store: SpoolStore, object_id: str) -> Message:
 
 
 def _inflate(
-    store: SpoolStore, object_id: str, done: dict[str, InflatableObject], depth: int
+    store: SpoolStore, object_id: str, done: dict[str, InflatableObject], depth: int, most_bytes: int
 ) -> InflatableObject:
     if object_id in done:
         return done[object_id]
@@ -51,9 +61,9 @@ def _inflate(
     kind, children, _ = get_object_head_values_from_object_content(content)
     found: InflatableObject
     if kind == Array.__qualname__:
-        found = _array(store, content, children)
+        found = _array(store, content, children, most_bytes)
     else:
-        parts = {child: _inflate(store, child, done, depth + 1) for child in children}
+        parts = {child: _inflate(store, child, done, depth + 1, most_bytes) for child in children}
         if kind == ArrayRecord.__qualname__:
             found = _array_record(content, parts)
         else:
@@ -75,11 +85,16 @@ def _array_record(content: bytes, parts: dict[str, InflatableObject]) -> ArrayRe
     return record
 
 
-def _array(store: SpoolStore, content: bytes, children: list[str]) -> Array:
+def _array(store: SpoolStore, content: bytes, children: list[str], most_bytes: int) -> Array:
+    if len(content) > LARGEST_TABLE:
+        raise ValueError("the table of an array's chunks is too large")
     told = json.loads(get_object_body(content, Array))
     order = [children[index] for index in told["arraychunk_ids"]]
     sizes = {child: store.body_size(child) for child in set(order)}
-    buffer = bytearray(sum(sizes[child] for child in order))
+    total = sum(sizes[child] for child in order)
+    if total > most_bytes:  # a chunk may stand more than once, so a small message can name a large array
+        raise ValueError("an array is larger than any update")
+    buffer = bytearray(total)
     start = 0
     for child in order:
         chunk = store.get(child)

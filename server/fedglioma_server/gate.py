@@ -5,6 +5,7 @@ two without asking who calls. This gate lets through the fleet's messages of key
 of a bounded size, and answers everything else with an empty 404, as an empty web server would.
 """
 
+import asyncio
 import base64
 import binascii
 import contextvars
@@ -44,6 +45,8 @@ CALLS = frozenset(
     )
 )
 HELLO_AGE_S = 300.0
+BODY_S = 300.0
+"""Seconds that one object of a few megabytes may take to come."""
 _OVERHEAD = 64 * 1024
 
 CALLER: contextvars.ContextVar[str] = contextvars.ContextVar("caller", default="")
@@ -146,7 +149,11 @@ class Gate:
         self.traffic.received[site] = self.traffic.received.get(site, 0) + int(size)
         CALLER.set(site)
         if self._lane is not None and path in self._lane.paths:
-            code, media, parts = await self._lane.answer(path, list(scope["headers"]), await _body(receive))
+            body = await _body(receive)
+            if body is None:
+                self._count("cut off")
+                return
+            code, media, parts = await self._lane.answer(path, list(scope["headers"]), body)
             await _answer(send, code, *parts, media=media)
             return
         await self._app(scope, receive, send)
@@ -189,16 +196,20 @@ def signed_lately(headers: dict[bytes, bytes]) -> bool:
         return False
 
 
-async def _body(receive: Receive) -> bytes:
-    """Return a request's body; its length was looked at before."""
+async def _body(receive: Receive) -> bytes | None:
+    """Return a request's body, whose length was looked at before; None where it does not come whole."""
     parts = []
     more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            break
-        parts.append(message.get("body", b""))
-        more = message.get("more_body", False)
+    try:
+        async with asyncio.timeout(BODY_S):
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return None
+                parts.append(message.get("body", b""))
+                more = message.get("more_body", False)
+    except TimeoutError:
+        return None
     return b"".join(parts)
 
 

@@ -34,6 +34,8 @@ from fedglioma_server.objects import SpoolStore
 
 logger = logging.getLogger(__name__)
 
+MOST_CONNECTIONS = 512
+"""A site has a few; beyond it callers hear 503 and try again, and no descriptor is left for nobody."""
 _START_S = 30.0
 _KEEP_ALIVE_S = 75
 _SLACK_OBJECTS = 64
@@ -143,6 +145,7 @@ def serving(app: App, address: Address) -> Iterator[int]:
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=3,
+            limit_concurrency=MOST_CONNECTIONS,
             ssl_certfile=address.certificate,
             ssl_keyfile=address.key,
         )

@@ -324,7 +324,7 @@ class LinkGrid(Grid):
             return None
         sent = found.metadata
         try:
-            reply = assemble(self.state.spool, sent.message_id)
+            reply = assemble(self.state.spool, sent.message_id, most_bytes=self.state.most_bytes)
             if reply.metadata.src_node_id != sent.src_node_id:
                 raise ProtocolError("a reply names another sender inside than outside")
         except ProtocolError as error:

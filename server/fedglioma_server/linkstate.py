@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from flwr.app import Message
 from flwr.common.constant import (
+    FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE,
     HEARTBEAT_MIN_INTERVAL,
     NOOP_ACCOUNT_NAME,
     NOOP_FLWR_AID,
@@ -34,6 +35,7 @@ from fedglioma_server.objects import SpoolStore
 
 logger = logging.getLogger(__name__)
 
+LONGEST_GROUP = 20
 _HEARTBEAT_S = 20.0
 
 Refused = Callable[[str, str, str], None]
@@ -76,6 +78,7 @@ class SiteLinkState(InMemoryLinkState):
         super().__init__(federation_manager or NoOpFederationManager(), store)
         self.spool = store
         self.most_objects = most_objects
+        self.most_bytes = most_objects * FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
         self._refused = refused
         self._site_of: dict[int, str] = {}
         self._asked_at: dict[int, float] = {}
@@ -194,6 +197,9 @@ class SiteLinkState(InMemoryLinkState):
         if caller and caller != site:
             self._refuse(caller, sent.group_id, f"it names {site} as its sender")
             return False, []
+        if object_tree.object_id != sent.message_id:
+            self._refuse(site, sent.group_id, "its objects belong to another message")
+            return False, []
         if len(objects) > self.most_objects:
             self._refuse(site, sent.group_id, f"a reply of {len(objects)} objects is too large")
             return False, []
@@ -206,8 +212,9 @@ class SiteLinkState(InMemoryLinkState):
         return stored, missing
 
     def _refuse(self, site: str, group: str, reason: str) -> None:
-        logger.warning("round %s: a reply of %s is refused: %s", group or "?", site, reason)
-        self._refused(site, group, reason)
+        told = " ".join(group.split())[:LONGEST_GROUP] or "?"
+        logger.warning("round %s: a reply of %s is refused: %s", told, site, reason)
+        self._refused(site, told, reason)
 
     def get_run_status(self, run_ids: set[int]) -> dict[int, RunStatus]:
         """Return the runs' statuses; one that an earlier start of the server began counts as finished.

@@ -82,10 +82,10 @@ class Members:
                 self._members, self._revoked = members, revoked
             for key, site in gone.items():
                 logger.warning("%s: its key no longer counts, it is shut out", site)
-                expel(site, key)
+                _tell(expel, site, key)
             for key, site in new.items():
                 logger.info("%s: may join", site)
-                admit(site, key)
+                _tell(admit, site, key)
 
     def _read(self) -> tuple[dict[bytes, str], dict[bytes, str]]:
         members: dict[bytes, str] = {}
@@ -102,3 +102,10 @@ class Members:
             members.pop(key, None)
             revoked[key] = path.stem
         return members, revoked
+
+
+def _tell(whom: Callable[[str, bytes], object], site: str, key: bytes) -> None:
+    try:
+        whom(site, key)
+    except (FedGliomaError, OSError, ValueError) as error:  # the next change must be seen all the same
+        logger.error("%s: %s", site, error)

@@ -4,6 +4,7 @@ Messages travel as objects of a few megabytes. Kept in memory, the updates of al
 the same time would add up; here they wait in files until the strategy takes them, one site at a time.
 """
 
+import errno
 import hashlib
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from flwr.supercore.constant import HEAD_BODY_DIVIDER
 from flwr.supercore.inflatable.inflatable_utils import validate_object_content
 from flwr.supercore.object_store import NoObjectInStoreError
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
+
+_FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
+"""What does not pass by itself; a site that sent an object meets the others too, and is asked again."""
 
 IN_MEMORY_BYTES = 64 * 1024
 """Objects up to this size are records and short texts; a file each would cost more than it saves."""
@@ -67,7 +71,8 @@ class SpoolStore(InMemoryObjectStore):
                 self._path(object_id).write_bytes(object_content)
             except OSError as error:
                 self._path(object_id).unlink(missing_ok=True)
-                self.failure = error
+                if error.errno in _FATAL:
+                    self.failure = error
                 raise
             self._spooled.add(object_id)
             entry.is_available = True

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.1
 LATE_S = 60.0
+LONGEST_PAUSE = 32
 GOODBYE_S = 15.0
 
 
@@ -48,6 +49,7 @@ class Roll:
         self._layout = layout_of(coordinator.settings).digest
         self.nodes: dict[int, StatisticsReply] = {}
         self._said_no: set[int] = set()
+        self._patience = _Patience()
         self._refused: dict[int, str | None] = {}
 
     @property
@@ -103,6 +105,7 @@ class Roll:
             if node in online
             and node not in self.nodes
             and (node not in self._refused or self._refused[node] != online[node])
+            and self._patience.due(node)
         ]
         if not late:
             return
@@ -175,7 +178,9 @@ class Roll:
                 )
         except ProtocolError as error:
             logger.warning("%s did not join: %s", name, error)
-            if not reply.has_error():
+            if reply.has_error():
+                self._patience.missed(node)
+            else:
                 self._said_no.add(node)
             self._coordinator.audit("site_refused", site=name, reason=shortened(str(error)))
             return
@@ -209,6 +214,26 @@ class Roll:
     def _keep(self) -> None:
         if self._coordinator.members is not None:
             write_json(_answers_file(self._coordinator.folder), Answers(answers=self.answers))
+
+
+class _Patience:
+    """Who did not answer in time is asked again after 1, 2, 4 ... rounds: each question costs a wait."""
+
+    def __init__(self) -> None:
+        self._pause: dict[int, int] = {}
+        self._left: dict[int, int] = {}
+
+    def missed(self, node: int) -> None:
+        """Note that a node did not answer."""
+        self._pause[node] = min(2 * self._pause.get(node, 0) or 1, LONGEST_PAUSE)
+        self._left[node] = self._pause[node]
+
+    def due(self, node: int) -> bool:
+        """Whether a node may be asked now; each question counts a round."""
+        if self._left.get(node, 0) > 0:
+            self._left[node] -= 1
+            return False
+        return True
 
 
 class Answers(Record):

@@ -233,10 +233,13 @@ class Server:
             online = {view.site for view in self._link.state.sites() if view.online}
             for site in sorted(online - before):
                 logger.info("%s is connected", site)
-            for site in sorted(before - online):
+            gone, before = sorted(before - online), online
+            for site in gone:
                 logger.warning("%s is away: not heard for 20 s, or it said goodbye", site)
-                _note(audit, "site_left", {"site": site})
-            before = online
+                try:
+                    _note(audit, "site_left", {"site": site})
+                except FedGliomaError as error:  # who comes next must be seen all the same
+                    logger.error("%s", error)
             gauges.sites_connected(len(online))
             for site, seen in dict(self._link.gate.traffic.last_seen).items():
                 gauges.site_seen(site, seen)

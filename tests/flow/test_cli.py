@@ -17,6 +17,7 @@ from click.testing import Result
 from safetensors.numpy import load_file
 
 from fedglioma.config.run import RunConfig
+from fedglioma.payload import packed_bytes
 from fedglioma.training.learner import layout_of, parameter_count
 from fedglioma_server.records import RunRecord, read_json, read_rounds
 from fedglioma_server.release import load_model
@@ -107,11 +108,13 @@ def test_dry_run_outlines_the_run_and_leaves_nothing_behind(
     data = dry(*SYNTHETIC, *TINY, "--sites", "2", "--out", tmp_path / "run")
     settings = RunConfig.model_validate(data["settings"])
     assert data["parameters"] == parameter_count(settings)
-    assert data["payload_bytes"] == layout_of(settings).payload_bytes
+    sizes = layout_of(settings).sizes
+    assert data["payload_bytes"] == packed_bytes(settings.payload, sizes)
+    assert data["payload_bytes_down"] == packed_bytes("float32", sizes)
     assert data["synthetic"] is True
     assert data["cases"] == 18 == sum(sum(split.values()) for split in data["sites"].values())
     trains = sum(split["train"] > 0 for split in data["sites"].values())
-    assert data["payload_bytes_per_round"] == 2 * trains * data["payload_bytes"]
+    assert data["payload_bytes_per_round"] == trains * (data["payload_bytes"] + data["payload_bytes_down"])
     left = {path.name for path in tmp_path.rglob("*") if not path.name.startswith("torchinductor")}
     assert left == {"scratch"}
 

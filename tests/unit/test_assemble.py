@@ -26,6 +26,7 @@ from fedglioma_server.assemble import assemble
 from fedglioma_server.inline import InlineGrid
 from fedglioma_server.objects import SpoolStore
 
+MOST = 1 << 30
 FOLDERS = count()
 names = st.text("abcxyz. ", min_size=1, max_size=6)
 arrays = st.builds(
@@ -67,7 +68,7 @@ def test_message_is_the_one_that_flower_would_make(content, in_memory, chunk, tm
     message = message_of(RecordDict(content))
     store, number = spooled(tmp_path / str(next(FOLDERS)), message)
     expected = inflate_object_from_contents(number, {part: store.get(part) or b"" for part in store.store})
-    found = assemble(store, number)
+    found = assemble(store, number, most_bytes=MOST)
     assert isinstance(expected, Message)
     assert found.metadata == expected.metadata
     assert list(found.content) == list(expected.content)
@@ -91,7 +92,7 @@ def large_message() -> Message:
 
 
 def test_array_is_a_view_of_one_buffer_that_nobody_can_write_to(tmp_path):
-    found = assemble(*spooled(tmp_path / "spool", large_message()))
+    found = assemble(*spooled(tmp_path / "spool", large_message()), most_bytes=MOST)
     data = memoryview(found.content["weights"]["trunk"].data)
     assert data.readonly
     assert data.nbytes > 160_000
@@ -103,7 +104,7 @@ def test_missing_object_is_said_without_its_content(tmp_path):
     store._spooled.discard(file.name)
     store.store[file.name].is_available = False
     with pytest.raises(ProtocolError, match=r"^a reply cannot be decoded \(ValueError\)$"):
-        assemble(store, number)
+        assemble(store, number, most_bytes=MOST)
 
 
 def test_something_else_than_a_message_is_refused(tmp_path):
@@ -111,7 +112,7 @@ def test_something_else_than_a_message_is_refused(tmp_path):
     for number, entry in store.store.items():
         if entry.content.startswith((b"ArrayRecord", b"RecordDict")):
             with pytest.raises(ProtocolError, match="a reply is no message"):
-                assemble(store, number)
+                assemble(store, number, most_bytes=MOST)
 
 
 def put(store: SpoolStore, kind: str, children: list[str], body: bytes) -> str:
@@ -150,14 +151,14 @@ def test_array_that_describes_itself_wrongly_is_refused(told, tmp_path):
     chunk = put(store, "ArrayChunk", [], b"1234")
     number = put(store, "Array", [chunk], told)
     with pytest.raises(ProtocolError, match="cannot be decoded"):
-        assemble(store, number)
+        assemble(store, number, most_bytes=MOST)
 
 
 def test_record_that_names_arrays_it_does_not_have_is_refused(tmp_path):
     store = SpoolStore(tmp_path / "spool")
     number = put(store, "ArrayRecord", [], json.dumps({"trunk": "0" * 64}).encode())
     with pytest.raises(ProtocolError, match="cannot be decoded"):
-        assemble(store, number)
+        assemble(store, number, most_bytes=MOST)
 
 
 def test_record_of_arrays_that_holds_something_else_is_refused(tmp_path):
@@ -165,13 +166,13 @@ def test_record_of_arrays_that_holds_something_else_is_refused(tmp_path):
     (words,) = (n for n, entry in store.store.items() if entry.content.startswith(b"ConfigRecord"))
     number = put(store, "ArrayRecord", [words], json.dumps({"trunk": words}).encode())
     with pytest.raises(ProtocolError, match="cannot be decoded"):
-        assemble(store, number)
+        assemble(store, number, most_bytes=MOST)
 
 
 def test_object_of_an_unknown_kind_is_refused(tmp_path):
     store = SpoolStore(tmp_path / "spool")
     with pytest.raises(ProtocolError, match="cannot be decoded"):
-        assemble(store, put(store, "Surprise", [], b"boo"))
+        assemble(store, put(store, "Surprise", [], b"boo"), most_bytes=MOST)
 
 
 def test_tower_of_objects_is_refused(tmp_path):
@@ -180,4 +181,23 @@ def test_tower_of_objects_is_refused(tmp_path):
     for _ in range(30):
         number = put(store, "RecordDict", [number], b"{}")
     with pytest.raises(ProtocolError, match="cannot be decoded"):
-        assemble(store, number)
+        assemble(store, number, most_bytes=MOST)
+
+
+def test_small_array_that_names_one_chunk_ever_again_is_refused_before_anything_is_allocated(tmp_path):
+    store = SpoolStore(tmp_path / "spool")
+    chunk = put(store, "ArrayChunk", [], bytes(1 << 20))
+    told = json.dumps(TOLD | {"arraychunk_ids": [0] * 300_000}).encode()
+    with pytest.raises(ProtocolError, match="cannot be decoded"):
+        assemble(store, put(store, "Array", [chunk], told), most_bytes=1 << 21)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [("Message", b"\xff\xff\xff"), ("Array", b"[" * 40_000), ("ConfigRecord", b"\xff" * 9)],
+    ids=["no protobuf", "nested without end", "no record"],
+)
+def test_whatever_a_decoder_raises_is_a_refusal(kind, body, tmp_path):
+    store = SpoolStore(tmp_path / "spool")
+    with pytest.raises(ProtocolError, match="cannot be decoded"):
+        assemble(store, put(store, kind, [], body), most_bytes=MOST)

@@ -186,3 +186,16 @@ def test_start_waits_for_the_expected_sites_and_takes_the_others_when_they_are_t
     grid.online.discard(11)
     Roll(grid, replace(coordinator, expected=("ningxia", "zhengzhou"))).call()
     assert [site for site, _ in grid.asked] == ["ningxia", "zhengzhou"]
+
+
+def test_site_that_does_not_answer_is_asked_more_and_more_rarely(coordinator):
+    grid = Sites(henan=Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, "no reply"))
+    roll = Roll(grid, coordinator)
+    roll.call()
+    grid.asked.clear()
+    asked = []
+    for number in range(16):
+        roll.call_late()
+        asked += [number] * len(grid.asked)
+        grid.asked.clear()
+    assert asked == [0, 3, 8]

@@ -52,7 +52,7 @@ def test_sites_are_asked_in_the_order_of_their_names_whether_connected_or_not(tm
 
 @pytest.mark.parametrize("name", EVERY)
 def test_order_of_arrival_changes_no_bit(tmp_path: Path, name: str) -> None:
-    config = RunConfig(strategy=name)
+    config = RunConfig(strategy=name, payload="float32")
     digests = set()
     for order in list(permutations(range(5)))[::17]:
         strategy = strategy_of(tmp_path, map(site, NAMES), config)
@@ -64,7 +64,7 @@ def test_order_of_arrival_changes_no_bit(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["fedavg", "fedbn", "median", "trimmed_mean", "multikrum"])
 def test_when_all_sites_agree_that_is_the_result(tmp_path: Path, name: str) -> None:
-    strategy = strategy_of(tmp_path, map(site, NAMES), RunConfig(strategy=name))
+    strategy = strategy_of(tmp_path, map(site, NAMES), RunConfig(strategy=name, payload="float32"))
     local = moved(SENT, 1)
     found = outcome(strategy, [answer(strategy, message, local) for message in asked(strategy, SENT)])
     for group in GROUPS:
@@ -74,7 +74,9 @@ def test_when_all_sites_agree_that_is_the_result(tmp_path: Path, name: str) -> N
 @pytest.mark.parametrize("name", EVERY)
 def test_head_that_nobody_has_labels_for_does_not_move(tmp_path: Path, name: str) -> None:
     unlabelled = weights(3.0, codel_1p19q=0.0)
-    strategy = strategy_of(tmp_path, [site(n, unlabelled) for n in NAMES], RunConfig(strategy=name))
+    strategy = strategy_of(
+        tmp_path, [site(n, unlabelled) for n in NAMES], RunConfig(strategy=name, payload="float32")
+    )
     found = SENT
     for number in (1, 2):
         before = found
@@ -91,7 +93,7 @@ def test_site_without_labels_of_a_gene_never_moves_its_head(tmp_path: Path, name
     heads = set()
     for seed in range(3):
         sites = [site(n, weights(3.0, codel_1p19q=0.0 if n == "henan" else 1.0)) for n in NAMES]
-        strategy = strategy_of(tmp_path, sites, RunConfig(strategy=name, byzantine=1))
+        strategy = strategy_of(tmp_path, sites, RunConfig(strategy=name, payload="float32"))
         messages = asked(strategy, SENT)
         locals_ = [moved(SENT, n) for n in range(5)]
         locals_[1]["codel_1p19q"] = SENT["codel_1p19q"] + numbers(seed, 1e-4)["codel_1p19q"]
@@ -150,7 +152,7 @@ def test_site_that_sent_nothing_is_named(tmp_path: Path) -> None:
 
 
 def test_quorum_counts_what_is_left_after_exclusions(tmp_path: Path) -> None:
-    strategy = strategy_of(tmp_path, map(site, NAMES[:3]), RunConfig(quorum=3))
+    strategy = strategy_of(tmp_path, map(site, NAMES[:3]), RunConfig(quorum=3, payload="float32"))
     messages = asked(strategy, SENT)
     replies = [answer(strategy, m, moved(SENT, n, (0.01, 0.01, 5.0)[n])) for n, m in enumerate(messages)]
     with pytest.raises(QuorumError, match=r"2 usable updates, 3 needed \(kaifeng: the update is .* median"):
@@ -169,7 +171,7 @@ def test_quorum_counts_what_is_left_after_exclusions(tmp_path: Path) -> None:
     ],
 )
 def test_update_that_is_far_too_long_is_left_out(tmp_path: Path, limit, scales, left_out) -> None:
-    strategy = strategy_of(tmp_path, map(site, NAMES), RunConfig(norm_limit=limit))
+    strategy = strategy_of(tmp_path, map(site, NAMES), RunConfig(norm_limit=limit, payload="float32"))
     messages = asked(strategy, SENT)
     outcome(
         strategy,
@@ -285,7 +287,9 @@ def test_every_entry_is_told_before_the_reply_after_the_next_is_asked_for(tmp_pa
 
 def test_every_strategy_has_a_combiner_a_title_and_a_place_in_policies() -> None:
     names = set(get_args(Strategy))
-    assert all(combiner_of(RunConfig(strategy=name)).settings.strategy == name for name in names)
+    assert all(
+        combiner_of(RunConfig(strategy=name, payload="float32")).settings.strategy == name for name in names
+    )
     assert set(STRATEGY_TITLES) == names
     assert set(STRATEGIES) == names
     assert set(PAYLOADS) == set(get_args(Payload))

@@ -69,8 +69,8 @@ def test_site_waits_until_the_server_is_there_and_says_so_once(config, monkeypat
     assert scene.started == 1
     assert len(scene.waits) == 3
     assert scene.waits[0] < scene.waits[1] < scene.waits[2]
-    assert caplog.text.count("server:1 does not answer (refused); is the server running?; trying again") == 1
-    assert "server:1 knows this site: connected, waiting for work (run seven)" in caplog.text
+    assert caplog.text.count("server:1 does not answer (refused); trying again") == 1
+    assert "server:1 knows this site; waiting for work in run seven" in caplog.text
 
 
 def test_run_that_finished_ends_a_site_that_came_for_one_run(config, monkeypatch):
