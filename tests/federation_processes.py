@@ -32,6 +32,7 @@ ROUNDS = 3
 RUN: dict[str, Any] = {
     **{"rounds": ROUNDS, "width": 1, "crop": 16, "spacing_mm": 8, "batch_size": 2, "bootstrap": 100},
     **{"quorum": 2, "round_timeout_s": 240},
+    "payload": "float32",  # members that a test plays send weights as they are
 }
 PATIENCE_S = 120.0
 """Far more than anything here takes on a quiet machine, so that only what hangs fails."""
