@@ -17,7 +17,9 @@ from fedglioma_server.runfolder import RunFolder
 
 EDGE = 64
 SPACING_MM = 176 / EDGE
-SETTINGS = RunConfig(width=16, crop=EDGE, spacing_mm=SPACING_MM, batch_size=2, selection=0, report=0)
+SETTINGS = RunConfig(
+    width=16, crop=EDGE, spacing_mm=SPACING_MM, batch_size=2, selection=0, report=0, payload="float32"
+)
 PATIENTS_PER_SITE = 2
 DEPLOYED_SITES = ("ningxia", "zhengzhou", "henan")
 
