@@ -42,7 +42,7 @@ def finished(cohorts: Path) -> Path:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out report and survival, most of a tiny run's time."""
     monkeypatch.setattr("fedglioma_server.conclusion.write_report", lambda folder: folder)
-    monkeypatch.setattr("fedglioma_server.federation.write_outcome", lambda *_, **__: None)
+    monkeypatch.setattr("fedglioma_server.conclusion.write_outcome", lambda *_, **__: None)
 
 
 @pytest.mark.parametrize(

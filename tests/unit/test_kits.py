@@ -106,7 +106,7 @@ def test_page_says_what_it_needs_to(kit: Path) -> None:
         ca.certificate_fingerprint(TERMS.authority),
         fingerprint(read_public_key(kit / "node.pub")),
         f"{TERMS.authority.not_valid_after_utc:%Y-%m-%d}",
-        "one TCP connection to `fed.example.org`, port 8443",
+        "TCP to `fed.example.org`, port 8443",
         "HTTPS_PROXY",
         "Dr. Wang, +86 371 1234",
         "sha256sum -c SHA256SUMS",
