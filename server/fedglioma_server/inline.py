@@ -14,16 +14,18 @@ from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
-from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp import ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+from fedglioma_server.grid import OwnGrid
 
 FIRST_NODE = 1
 Tap = Callable[[Message], None]
 """Told of every message as it would travel, both ways."""
 
 
-class InlineGrid(Grid):
+class InlineGrid(OwnGrid):
     """A grid whose nodes are contexts of this process.
 
     Parameters
@@ -75,17 +77,6 @@ class InlineGrid(Grid):
     def run(self) -> Run:
         """The run that messages belong to."""
         return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Return a message to a node."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the numbers of all nodes; they never disconnect."""

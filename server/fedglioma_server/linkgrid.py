@@ -15,7 +15,6 @@ from flwr.app import Error, Message, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
-from flwr.serverapp import Grid
 from flwr.supercore.constant import NodeStatus
 from flwr.supercore.inflatable.inflatable_object import (
     InflatableObject,
@@ -29,6 +28,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedglioma.errors import FedGliomaError, ProtocolError
 from fedglioma.wire import STATISTICS, TRAIN, is_refusal
 from fedglioma_server.assemble import assemble
+from fedglioma_server.grid import OwnGrid
 from fedglioma_server.heldout import Stopped
 from fedglioma_server.linkstate import SiteLinkState
 
@@ -70,7 +70,7 @@ class Watch:
     phases: dict[str, str] = field(default_factory=dict)
 
 
-class LinkGrid(Grid):
+class LinkGrid(OwnGrid):
     """A grid whose nodes are the hospitals' SuperNodes.
 
     Parameters
@@ -120,17 +120,6 @@ class LinkGrid(Grid):
     def run(self) -> Run:
         """The run that messages belong to."""
         return self.state.get_run_info(run_ids=[self._run_id])[0]
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Return a message to a node."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the numbers of the sites that are connected."""

@@ -5,6 +5,7 @@ by part in float32. A group that nobody has a weight for in a round stays as it 
 its clock, which FedAdam's correction of the first rounds follows, does not tick.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
@@ -48,7 +49,7 @@ class _Yogi(flower.FedYogi, _MeanGiven):
     pass
 
 
-class ServerOptimizer(Combiner):
+class ServerOptimizer(Combiner, ABC):
     """The mean, and then a step of the server with moments that it remembers."""
 
     moments: ClassVar[tuple[str, ...]]
@@ -77,9 +78,9 @@ class ServerOptimizer(Combiner):
                 sent[part], mean[part], [moment[part] for moment in moments], self._state.counts[group]
             )
 
+    @abstractmethod
     def step(self, sent: Floats, mean: Floats, moments: Sequence[Floats], count: int) -> Floats:
         """Return new weights for a part of a group, and bring its moments up to date in place."""
-        raise NotImplementedError
 
     def state(self) -> ServerState | None:
         """Return moments and clocks."""
