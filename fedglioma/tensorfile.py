@@ -6,7 +6,8 @@ everything.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,13 +20,33 @@ from fedglioma.errors import ProtocolError
 TYPES = {"float32": "F32", "int64": "I64", "uint16": "BF16", "uint8": "U8"}
 """Our numbers under the names of safetensors; 16 bits of ours are always a bfloat16."""
 
+_NO_DIGEST = 64 * "0"
+"""As long as a sha256."""
+
 
 def put_safetensors(
-    file: IO[bytes], tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
+    file: IO[bytes],
+    tensors: Mapping[str, NDArray[Any]],
+    metadata: Mapping[str, str],
+    digest: Future[str] | None = None,
 ) -> None:
-    """Write tensors and metadata into an open file, the largest types first, as the format wants it."""
+    """Write tensors and metadata into an open file, the largest types first, as the format wants it.
+
+    ``digest`` is a sha256 that is still being computed while the tensors are written; it then enters the
+    metadata under that name.
+    """
     arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     names = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
+    late = {} if digest is None else {"digest": _NO_DIGEST}
+    file.write(_header(names, arrays, {**metadata, **late}))
+    for name in names:
+        file.write(arrays[name].data)
+    if digest is not None:
+        file.seek(0)
+        file.write(_header(names, arrays, {**metadata, "digest": digest.result()}))
+
+
+def _header(names: Sequence[str], arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
     table: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset = 0
     for name in names:
@@ -38,19 +59,27 @@ def put_safetensors(
         offset += array.nbytes
     header = json.dumps(table).encode()
     header += b" " * (-len(header) % 8)
-    file.write(len(header).to_bytes(8, "little"))
-    file.write(header)
-    for name in names:
-        file.write(arrays[name].data)
+    return len(header).to_bytes(8, "little") + header
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
-    """Write tensors and metadata under a temporary name, flush to disk, rename."""
+def write_safetensors(
+    path: Path,
+    tensors: Mapping[str, NDArray[Any]],
+    metadata: Mapping[str, str],
+    digest: Future[str] | None = None,
+) -> None:
+    """Write tensors and metadata under a temporary name, flush to disk, rename.
+
+    Parameters
+    ----------
+    digest : future of str, optional
+        As in ``put_safetensors``.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with temporary.open("wb") as file:
-            put_safetensors(file, tensors, metadata)
+            put_safetensors(file, tensors, metadata, digest)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

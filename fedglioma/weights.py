@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from fedglioma.case import CHANNELS, GENES
 from fedglioma.errors import ProtocolError
+from fedglioma.machine import joined
 
 TRUNK = "trunk"
 GROUPS: tuple[str, ...] = (TRUNK, *(gene.value for gene in GENES))
@@ -202,7 +203,7 @@ def to_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
         header = BytesIO()
         np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
         # One copy; numpy.save into a buffer, as Flower does it, makes two.
-        data = b"".join((header.getvalue(), array.data))
+        data = joined((header.getvalue(), array.data))
         record[group] = Array(str(array.dtype), array.shape, "numpy.ndarray", data)
     return record
 

@@ -9,6 +9,7 @@ The newest and the selected round are kept.
 import json
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,16 +57,16 @@ class Checkpoints:
 
     def save(self, number: int, arrays: FlatArrays) -> str:
         """Write the weights after a round and return their digest."""
-        digest = digest_of(arrays)
         metadata = {
             "round": str(number),
             "layout": self.layout.digest,
-            "digest": digest,
             "channels": json.dumps([m.value for m in CHANNELS]),
             "genes": json.dumps([g.value for g in GENES]),
         }
-        write_safetensors(self.path(number), self.layout.named(arrays), metadata)
-        return digest
+        with ThreadPoolExecutor(1) as beside:  # hashing takes as long as writing
+            digest = beside.submit(digest_of, arrays)
+            write_safetensors(self.path(number), self.layout.named(arrays), metadata, digest)
+        return digest.result()
 
     def load(self, number: int) -> FlatArrays:
         """Return the weights after a round.

@@ -93,16 +93,16 @@ def checkpoint_waits(module: ModuleType, number: str) -> None:
     """Stop when half of a round's checkpoint is written."""
     real = module.write_safetensors
 
-    def write(path: Path, tensors: Any, metadata: Any) -> None:
+    def write(path: Path, *content: Any) -> None:
         if path.name == f"round-{int(number):04d}.safetensors":
             folder = Path(os.environ["MEDDLE_FOLDER"])
             if not (folder / GO).exists():
-                real(folder / "whole", tensors, metadata)
-                content = (folder / "whole").read_bytes()
+                real(folder / "whole", *content)
+                whole = (folder / "whole").read_bytes()
                 part = path.with_name(f".{path.name}.{os.getpid()}.part")
-                part.write_bytes(content[: len(content) // 2])
+                part.write_bytes(whole[: len(whole) // 2])
             here("checkpointing")
-        real(path, tensors, metadata)
+        real(path, *content)
 
     module.write_safetensors = write  # type: ignore[attr-defined]
 
