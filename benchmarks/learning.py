@@ -57,14 +57,14 @@ def settings_of(asked: argparse.Namespace, seed: int) -> RunConfig:
     )
 
 
-def base_plan(folder: Path, cohort: Path, settings: RunConfig) -> SimulationPlan:
-    """Return the federated run's plan, written to disk."""
+def plan_of(run: Path, cache: Path, cohort: Path, settings: RunConfig) -> SimulationPlan:
+    """Return the plan of a federation over a cohort's hospitals, written into the run's folder."""
     threads = simulate.default_threads()
     simulation = simulate.Simulation(
         settings=settings,
-        gathering=gather([cohort], None, SiteDefaults(cache=folder / "cache", threads=threads)),
-        folder=RunFolder(folder / f"seed-{settings.seed}" / "federated"),
-        cache=folder / "cache",
+        gathering=gather([cohort], None, SiteDefaults(cache=cache, threads=threads)),
+        folder=RunFolder(run),
+        cache=cache,
         workers=threads,
         threads=threads,
     )
@@ -148,7 +148,8 @@ def main() -> None:
         cohort = Path(scratch) / "cohort"
         synthesize(cohort, patients=asked.patients, size=asked.size, overlap=asked.overlap)
         for seed in asked.seeds:
-            plan = base_plan(Path(scratch), cohort, settings_of(asked, seed))
+            run = Path(scratch) / f"seed-{seed}" / "federated"
+            plan = plan_of(run, Path(scratch) / "cache", cohort, settings_of(asked, seed))
             plans = {"federated": plan}
             if not asked.federated_only:
                 plans |= {f"{s.settings.site} alone": local_plan(plan, i) for i, s in enumerate(plan.sites)}

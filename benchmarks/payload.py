@@ -25,7 +25,7 @@ from fedglioma.console import prepare_environment
 prepare_environment()
 
 import numpy as np  # noqa: E402
-from learning import FIELD_OF_VIEW_MM, auc_of  # noqa: E402
+from learning import FIELD_OF_VIEW_MM, auc_of, plan_of  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from page import fill  # noqa: E402
 from scipy.stats import rankdata  # noqa: E402
@@ -37,10 +37,9 @@ from fedglioma.metrics.predictions import Predictions, read_csv  # noqa: E402
 from fedglioma.payload import update  # noqa: E402
 from fedglioma.training.learner import layout_of  # noqa: E402
 from fedglioma.weights import GROUPS, FlatArrays  # noqa: E402
-from fedglioma_server import conclusion, simulate  # noqa: E402
+from fedglioma_server import conclusion  # noqa: E402
 from fedglioma_server.aggregation import Update, combine, weighted_mean  # noqa: E402
 from fedglioma_server.checkpoint import Checkpoints  # noqa: E402
-from fedglioma_server.gather import SiteDefaults, gather  # noqa: E402
 from fedglioma_server.runfolder import RunFolder  # noqa: E402
 from fedglioma_server.updates import StoredUpdate, round_folder  # noqa: E402
 
@@ -75,21 +74,6 @@ def settings_of(asked: argparse.Namespace, seed: int, payload: Payload) -> RunCo
         payload=payload,
         keep_updates=payload == "float32",
     )
-
-
-def run(folder: Path, cohort: Path, settings: RunConfig) -> tuple[RunFolder, dict[Gene, float | None]]:
-    """Return the folder of a finished run and its AUCs."""
-    threads = simulate.default_threads()
-    simulation = simulate.Simulation(
-        settings=settings,
-        gathering=gather([cohort], None, SiteDefaults(cache=folder / "cache", threads=threads)),
-        folder=RunFolder(folder / f"seed-{settings.seed}-{settings.payload}"),
-        cache=folder / "cache",
-        workers=threads,
-        threads=threads,
-    )
-    plan = simulate.write_plan(simulation, simulate.prepare(simulation))
-    return simulation.folder, auc_of(plan)
 
 
 def length(arrays: Mapping[str, NDArray[np.float64]]) -> float:
@@ -216,7 +200,9 @@ def main() -> None:
         for seed in asked.seeds:
             exact: RunFolder | None = None
             for payload, seen in results.items():
-                folder, found = run(Path(scratch), cohort, settings_of(asked, seed, payload))
+                folder = RunFolder(Path(scratch) / f"seed-{seed}-{payload}")
+                settings = settings_of(asked, seed, payload)
+                found = auc_of(plan_of(folder.path, Path(scratch) / "cache", cohort, settings))
                 exact = exact or folder
                 sites = folder.rounds()[-1].sites.values()
                 seen.bytes_a_round.append(sum(site.bytes_down + site.bytes_up for site in sites))

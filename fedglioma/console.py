@@ -81,6 +81,18 @@ def emit(data: dict[str, Any], text: str, output: OutputFormat, *, exit_code: in
     sys.stdout.flush()
 
 
+def emit_judged(data: dict[str, Any], text: str, output: OutputFormat, error: FedGliomaError | None) -> None:
+    """Print a result whose verdict may be bad: with an ``error`` the command ends with its exit code."""
+    if error is None:
+        emit(data, text, output)
+    elif output is OutputFormat.JSON:
+        emit(data | {"error": str(error)}, "", output, exit_code=error.exit_code)
+        raise SystemExit(error.exit_code)
+    else:
+        emit(data, text, output)
+        raise error
+
+
 def fail(error: FedGliomaError, output: OutputFormat) -> NoReturn:
     """Print the error in one line (and as the envelope, if JSON was asked for) and end with its code."""
     human().print(Text.assemble(("error:", "bold red"), f" {error}"), soft_wrap=True)

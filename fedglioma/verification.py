@@ -11,7 +11,7 @@ from typing import Any
 
 from fedglioma import chain
 from fedglioma.chain import Broken, Head
-from fedglioma.errors import ConfigError, ProtocolError
+from fedglioma.errors import ConfigError, FedGliomaError, ProtocolError
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,13 @@ class Verification:
     """The line that has the head which was given to compare with; 0 for that of an empty log."""
 
     @property
-    def exit_code(self) -> int:
-        """0 for a sound log, 1 for a broken one."""
-        return 0 if self.broken is None else 1
-
-    @property
     def verdict(self) -> str:
         """``sound``, or the first broken line and what is wrong with it."""
         return "sound" if self.broken is None else f"line {self.broken.line} {self.broken.what}"
+
+    def error(self, file: Path) -> FedGliomaError | None:
+        """Return the failure that a broken log is; none for a sound one."""
+        return None if self.broken is None else FedGliomaError(f"{file}: {self.verdict}")
 
     def data(self) -> dict[str, Any]:
         """Return the result as a table for JSON."""

@@ -20,12 +20,13 @@ from fedglioma.console import (
     OutputFormat,
     door,
     emit,
+    emit_judged,
     human,
     interruptible,
     prepare_environment,
     progress,
 )
-from fedglioma.errors import ConfigError, DataError, FedGliomaError
+from fedglioma.errors import ConfigError, DataError
 
 app = typer.Typer(
     pretty_exceptions_enable=False,
@@ -37,6 +38,10 @@ app = typer.Typer(
     "[bold]fedglioma-client --site NAME prepare[/]. Neither sends anything of the patients anywhere. "
     "[bold]fedglioma-client --site NAME[/] then joins the federation and serves it until it is stopped.",
 )
+audit = typer.Typer(
+    no_args_is_help=True, help="The hash-chained log of what this hospital was asked and sent."
+)
+app.add_typer(audit, name="audit")
 
 Spacing = Annotated[
     float,
@@ -229,12 +234,9 @@ def keygen(
         emit(data, text, output)
 
 
-@app.command()
-def audit(
+@audit.command("verify")
+def verify_log(
     context: typer.Context,
-    _what: Annotated[
-        str, typer.Argument(help="verify, the only thing that can be done with it", metavar="[verify]")
-    ] = "verify",
     head: Annotated[
         str | None,
         typer.Option(help="a head that somebody else kept: the log must have had it", metavar="DIGEST"),
@@ -253,9 +255,4 @@ def audit(
         _, path = context.ensure_object(Chosen).path()
         file = load_settings(path).state / AUDIT_FILE
         found = verify(file, head=head)
-        if found.broken is not None and output is OutputFormat.JSON:
-            emit(found.data() | {"error": found.verdict}, "", output, exit_code=found.exit_code)
-            raise typer.Exit(found.exit_code)
-        emit(found.data(), found.text(), output)
-        if found.broken is not None:
-            raise FedGliomaError(f"{file}: {found.verdict}")
+        emit_judged(found.data(), found.text(), output, found.error(file))

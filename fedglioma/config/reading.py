@@ -1,8 +1,9 @@
 """Settings files: YAML in, and errors that name file, key, value and what is allowed."""
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -40,7 +41,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def explain(error: ValidationError, model: type[BaseModel], place: str) -> str:
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def checked(model: type[Model], table: Mapping[str, Any], place: str) -> Model:
+    """Return settings out of a mapping; ``place`` is what an error names.
+
+    Raises
+    ------
+    ConfigError
+        A key is unknown or a value is not allowed.
+    """
+    try:
+        return model.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, model, place)) from None
+
+
+def _explain(error: ValidationError, model: type[BaseModel], place: str) -> str:
     """Return what is wrong in one line: place, key, value, what is allowed."""
     parts = []
     for problem in error.errors():

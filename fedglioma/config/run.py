@@ -10,10 +10,10 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from fedglioma.case import Frozen
-from fedglioma.config.reading import explain, read_yaml
+from fedglioma.config.reading import checked, read_yaml
 from fedglioma.errors import ConfigError
 
 Preset = Literal["recommended", "reference"]
@@ -188,10 +188,7 @@ class RunConfig(Frozen):
     @classmethod
     def from_mapping(cls, table: Mapping[str, Any], place: str) -> Self:
         """Return checked settings; ``place`` is what an error names."""
-        try:
-            return cls.model_validate(_with_underscores(table))
-        except ValidationError as error:
-            raise ConfigError(explain(error, cls, place)) from None
+        return checked(cls, _with_underscores(table), place)
 
 
 def run_table(path: Path) -> dict[str, Any]:

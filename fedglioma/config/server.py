@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedglioma.case import Frozen
-from fedglioma.config.reading import explain, read_yaml
+from fedglioma.config.reading import checked, read_yaml
 from fedglioma.config.run import RunConfig
 from fedglioma.config.site import MOST_PROCESSES, SITE_NAME
 from fedglioma.errors import ConfigError
@@ -76,10 +76,7 @@ def load_server_config(path: Path) -> ServerConfig:
     run = table.get("run")
     if run is not None and not isinstance(run, dict):
         raise ConfigError(f"{path}: run: holds 'key: value' lines, this one holds {type(run).__name__}")
-    try:
-        config = ServerConfig.model_validate(table)
-    except ValidationError as error:
-        raise ConfigError(explain(error, ServerConfig, str(path))) from None
+    config = checked(ServerConfig, table, str(path))
     base = path.resolve().parent
     places = {name: getattr(config, name) for name in ("certificate", "key", "ca", "sites", "out", "cache")}
     absolute = {name: None if place is None else _below(base, place) for name, place in places.items()}

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal
 from unicodedata import combining, normalize
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from fedglioma.case import Frozen
-from fedglioma.config.reading import explain, read_yaml
+from fedglioma.config.reading import checked, read_yaml
 from fedglioma.errors import ConfigError, PolicyError
 
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
@@ -109,10 +109,7 @@ def load_site_config(path: Path) -> SiteConfig:
         The file is absent, not YAML, or a key or value is not allowed.
     """
     table = read_yaml(path)
-    try:
-        config = SiteConfig.model_validate(table)
-    except ValidationError as error:
-        raise ConfigError(explain(error, SiteConfig, str(path))) from None
+    config = checked(SiteConfig, table, str(path))
     if config.site != path.stem and path.stem != "example":
         raise ConfigError(f"{path}: site: {config.site!r} does not match the file's name; rename one of them")
     base = path.resolve().parent

@@ -93,7 +93,7 @@ def test_json_has_the_same_in_the_envelope(folder: Path) -> None:
     data = data_of(result)
     assert result.exit_code == 1
     assert (data["sound"], data["lines"], data["broken"]["line"]) == (False, 1, 2)
-    assert data["error"] == f"line 2 {data['broken']['what']}"
+    assert data["error"].endswith(f"audit.jsonl: line 2 {data['broken']['what']}")
     missing = call("audit", "verify", folder / "none", "--format", "json")
     assert missing.exit_code == 2
     assert data_of(missing)["kind"] == "ConfigError"
@@ -105,7 +105,7 @@ def hospital(root: Path, *words: str) -> Result:
     text = f"site: henan\ndata: ../data\nstate: {root / 'run'}\n"
     (settings / "henan.yaml").write_text(text, encoding="utf-8")
     start = ["--site", "henan", "--config-dir", str(settings)]
-    return CliRunner().invoke(client.app, [*start, "audit", *words])
+    return CliRunner().invoke(client.app, [*start, "audit", "verify", *words])
 
 
 def test_hospital_checks_its_own_log(folder: Path) -> None:
