@@ -31,8 +31,11 @@ MOST_THREADS = 8
 
 Result = TypeVar("Result")
 
-Rule = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
-"""Steps (sites, numbers) and the sites' weights (sites,) -> the step of all (numbers,)."""
+Steps = Sequence[NDArray[np.float64]]
+"""A part of each site's step, arrays of one length (numbers,)."""
+
+Rule = Callable[[Steps, NDArray[np.float64]], NDArray[np.float64]]
+"""Steps, which it may overwrite, and the sites' weights (sites,) -> the step of all (numbers,)."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,9 @@ def _combined(
     result = np.empty_like(sent)
 
     def work(part: slice) -> bool:
-        steps = np.stack([update.step(group, part, sent) for update in updates])
+        step = rule([update.step(group, part, sent) for update in updates], weights)
         with np.errstate(over="ignore"):
-            result[part] = sent[part].astype(np.float64) + rule(steps, weights)
+            result[part] = np.add(step, sent[part], out=step)
         return bool(np.isfinite(result[part]).all())
 
     if not all(_on_all_cores(work, parts(sent.size, len(updates)))):
@@ -117,12 +120,14 @@ def parts(size: int, sites: int) -> Iterator[slice]:
         yield slice(start, min(start + length, size))
 
 
-def weighted_mean(steps: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+def weighted_mean(steps: Steps, weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the mean of the sites' steps by their weights (McMahan et al. 2017, algorithm 1)."""
-    total = np.zeros(steps.shape[1])
+    total = np.zeros_like(steps[0])
     for step, weight in zip(steps, weights, strict=True):
-        total += weight * step
-    return np.asarray(total / sum(weights.tolist()))
+        step *= weight
+        total += step
+    total /= sum(weights.tolist())
+    return total
 
 
 def update_norm(update: Update, sent: FlatArrays) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedglioma.weights import GROUPS, FlatArrays
-from fedglioma_server.aggregation import Update, combine, parts, weighted_mean
+from fedglioma_server.aggregation import Steps, Update, combine, parts, weighted_mean
 from fedglioma_server.combiner import Combined, Combiner
 
 
@@ -58,19 +58,16 @@ class MultiKrum(Combiner):
         return Combined(combine(used, sent, weighted_mean), left)
 
 
-def median(steps: NDArray[np.float64], _weights: NDArray[np.float64]) -> NDArray[np.float64]:
+def median(steps: Steps, _weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the middle step of each number; of an even number of sites the mean of the middle two."""
     return np.asarray(np.median(steps, axis=0))
 
 
-def trimmed_mean(
-    steps: NDArray[np.float64], _weights: NDArray[np.float64], *, trim: float
-) -> NDArray[np.float64]:
+def trimmed_mean(steps: Steps, _weights: NDArray[np.float64], *, trim: float) -> NDArray[np.float64]:
     """Return the mean of each number over the sites that are left between the cut ends."""
     sites = len(steps)
     cut = int(trim * sites)
-    steps.sort(axis=0)
-    return weighted_mean(steps[cut : sites - cut], np.ones(sites - 2 * cut))
+    return weighted_mean(list(np.sort(steps, axis=0)[cut : sites - cut]), np.ones(sites - 2 * cut))
 
 
 def squared_distances(updates: Sequence[Update], sent: FlatArrays) -> NDArray[np.float64]:
