@@ -66,7 +66,11 @@ def prepared_case(folder: Path, site: str, number: int, *, genotype: Genotype | 
         outcome=Outcome(os_days=100.0 * (number + 1), os_event=number % 2),
     )
     return PreparedCase(
-        case=case, array=path, present=present, digest=hashlib.sha256(path.read_bytes()).hexdigest()
+        case=case,
+        array=path,
+        present=present,
+        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+        percentiles=dict.fromkeys(case.present, (-1.0, -0.5, 0.0, 0.5, 1.0)),
     )
 
 

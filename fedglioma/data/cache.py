@@ -17,14 +17,16 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue, ValidationError
 
-from fedglioma.case import CHANNELS, Frozen, Modality
-from fedglioma.data.prepared import Presence
+from fedglioma.case import CHANNELS, Case, Frozen, Modality
+from fedglioma.data.prepared import PreparedCase, Presence
+from fedglioma.data.register import Movement
+from fedglioma.scale import Landmarks
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +43,27 @@ class Remark(Frozen):
     message: str
 
 
+class Moved(Frozen):
+    """How a modality was laid over the reference: ``register.Movement`` without its matrix."""
+
+    degrees: float
+    millimetres: float
+    information: float
+    overlap: float
+
+    @classmethod
+    def of(cls, movement: Movement) -> Self:
+        """Return the figures of a movement, rounded."""
+        return cls(**{name: round(getattr(movement, name), 4) for name in cls.model_fields})
+
+
 class Record(Frozen):
     """How a prepared array came about, and where its voxels lie.
 
     ``affine`` maps the array's voxel index to RAS mm; ``box`` is the part of the reference's whole grid
-    that was kept; ``inputs`` are the digests of the files.
+    that was kept; ``inputs`` are the digests of the files. ``percentiles`` are those of ``scale.py``, of each
+    modality's values in the brain. ``movements`` has the modalities that were registered; the others
+    shared the reference's grid. ``scale`` is the id of the consortium's scale where it was laid over.
     """
 
     channels: tuple[Modality, ...] = CHANNELS
@@ -55,6 +73,10 @@ class Record(Frozen):
     box: tuple[tuple[int, int], ...]
     inputs: dict[Modality, str]
     settings: dict[str, JsonValue]
+    percentiles: dict[Modality, Landmarks]
+    reference: Modality
+    movements: dict[Modality, Moved]
+    scale: str | None = None
     remarks: tuple[Remark, ...] = ()
 
 
@@ -73,6 +95,10 @@ class Stored:
     array: Path
     digest: str
     record: Record
+
+    def as_case(self, case: Case) -> PreparedCase:
+        """Return the case that this entry was made for."""
+        return PreparedCase(case, self.array, self.record.present, self.digest, self.record.percentiles)
 
     def open(self) -> HalfArray:
         """Return the array as a read-only memory map, shape (4, D, H, W)."""

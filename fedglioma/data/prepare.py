@@ -1,8 +1,8 @@
-"""Cases to arrays that a network can train on: read, put on one grid, find the brain, standardise, keep.
+"""Cases to arrays that a network can train on: read, lay over each other, find the brain, even out, keep.
 
-Each step takes a value and gives one, so that further steps fit between them: registration and bias
-correction between reading and the grid, a learned brain extractor in place of ``find_brain``, federated
-landmarks in place of ``zscore_in_brain``.
+Read, register to the sharpest modality, one grid, brain, one interpolation, bias field, z-score in the brain.
+What comes of it does not depend on other cases or hospitals; the consortium's scale is laid over it
+afterwards (``standardize.py``).
 
 What was prepared before is found by content and only checked; the rest is shared among processes. A case
 that cannot be prepared is excluded, whole, with the modality and the reason.
@@ -17,17 +17,21 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from fedglioma.case import CHANNELS, Case, Finding, Frozen, Modality
 from fedglioma.console import Progress, silent
+from fedglioma.data.bias import correct_bias
 from fedglioma.data.brain import bounding_box, find_brain
-from fedglioma.data.cache import Cache, HalfArray, Record, Remark, Stored, content_key
+from fedglioma.data.cache import Cache, HalfArray, Moved, Record, Remark, Stored, content_key
 from fedglioma.data.harmonize import covering_grid, reference_of, resample, same_grid, to_ras
-from fedglioma.data.normalize import zscore_in_brain
+from fedglioma.data.normalize import brain_percentiles, zscore_in_brain
 from fedglioma.data.pool import map_cases
 from fedglioma.data.prepared import PreparedCase, Presence
+from fedglioma.data.register import Movement, register
 from fedglioma.data.volume import (
+    FloatArray,
     Volume,
     VolumeError,
     content_digest,
@@ -36,11 +40,13 @@ from fedglioma.data.volume import (
     read_bytes,
 )
 from fedglioma.errors import DataError
+from fedglioma.scale import Landmarks
 
-PIPELINE_VERSION: Final = 1
+PIPELINE_VERSION: Final = 2
 """Raised whenever the same input would give other voxels: it is part of every key."""
 
 MIN_COVERAGE: Final = 0.9
+_NEARLY_ZERO: Final = np.finfo(np.float16).smallest_subnormal
 
 
 class PrepareSettings(Frozen):
@@ -48,6 +54,8 @@ class PrepareSettings(Frozen):
 
     spacing_mm: float = Field(default=1.0, ge=0.5, le=16)
     margin_mm: float = Field(default=4.0, ge=0, le=50)
+    register_modalities: bool = True
+    correct_bias: bool = True
     version: int = PIPELINE_VERSION
 
 
@@ -189,23 +197,30 @@ def prepare_volumes(
     VolumeError
         There is no brain, or a modality has nothing to show in it.
     """
-    grid = covering_grid(volumes[reference_of(volumes)], settings.spacing_mm)
+    reference = reference_of(volumes)
+    volumes, movements = _laid_over(reference, volumes) if settings.register_modalities else (volumes, {})
+    grid = covering_grid(volumes[reference], settings.spacing_mm)
     brain = find_brain(volumes, grid)
     remarks = [Remark(code=code, message=message) for code, message in brain.doubts]
     box = bounding_box(brain.mask, settings.margin_mm, settings.spacing_mm)
     target = grid.crop(box)
     inside = brain.mask[tuple(slice(*limits) for limits in box)]
     image = np.zeros((len(CHANNELS), *target.shape), np.float16)  # (M, D, H, W)
+    percentiles: dict[Modality, Landmarks] = {}
     for channel, modality in enumerate(CHANNELS):
         if modality not in volumes:
             continue
-        values = resample(volumes[modality], target)
+        values = resample(volumes[modality], target, smooth=True)
         if modality in brain.own:
             values[resample(brain.own[modality], target) < 0.5] = np.nan
         try:
-            image[channel] = zscore_in_brain(values, inside)
+            if settings.correct_bias:
+                values = correct_bias(values, inside, settings.spacing_mm)
+            scaled = zscore_in_brain(values, inside)
+            percentiles[modality] = brain_percentiles(scaled)
         except VolumeError as error:
             raise VolumeError(error.code, f"{modality}: {error.reason}") from None
+        image[channel] = _half(scaled, inside & np.isfinite(values))
         seen = float(np.isfinite(values[inside]).mean())
         if seen < MIN_COVERAGE:
             message = f"{modality} shows {seen:.0%} of the brain; the rest is taken as average"
@@ -217,9 +232,39 @@ def prepare_volumes(
         box=box,
         inputs=dict(inputs),
         settings=settings.model_dump(mode="json"),
-        remarks=(*remarks, *_doubts_of_files(volumes, inputs)),
+        percentiles=percentiles,
+        reference=reference,
+        movements={m: Moved.of(movement) for m, movement in movements.items()},
+        remarks=(
+            *remarks,
+            *_doubts_of_files(inputs, unmoved=not movements and not same_grid(volumes.values())),
+        ),
     )
     return image, record
+
+
+def _laid_over(
+    reference: Modality, volumes: Mapping[Modality, Volume]
+) -> tuple[dict[Modality, Volume], dict[Modality, Movement]]:
+    """Return the volumes in the reference's space, and how those were moved that did not share its grid."""
+    moved = dict(volumes)
+    movements = {}
+    for modality, volume in volumes.items():
+        if modality == reference or same_grid((volumes[reference], volume)):
+            continue
+        try:
+            movements[modality] = register(volumes[reference], volume)
+        except VolumeError as error:
+            raise VolumeError(error.code, f"{modality}, laid over {reference}: {error.reason}") from None
+        moved[modality] = movements[modality].moved(volume)
+    return moved, movements
+
+
+def _half(scaled: FloatArray, inside: npt.NDArray[np.bool_]) -> HalfArray:
+    """Return the volume in float16, 0 outside the brain and there alone."""
+    half = scaled.astype(np.float16)
+    half[inside & (half == 0)] = _NEARLY_ZERO
+    return half
 
 
 def _presence(volumes: Mapping[Modality, Volume]) -> Presence:
@@ -227,10 +272,10 @@ def _presence(volumes: Mapping[Modality, Volume]) -> Presence:
     return (flair, t1ce, t1, t2)
 
 
-def _doubts_of_files(volumes: Mapping[Modality, Volume], inputs: Mapping[Modality, str]) -> list[Remark]:
+def _doubts_of_files(inputs: Mapping[Modality, str], *, unmoved: bool) -> list[Remark]:
     """Return what the files of one case say about each other."""
     remarks = []
-    if not same_grid(volumes.values()):
+    if unmoved:
         reason = (
             "the modalities lie on different grids; they were laid over each other by their headers alone"
         )
@@ -256,7 +301,7 @@ def _sorted_out(cases: Sequence[Case], settled: Sequence[Stored | VolumeError]) 
             continue
         owner[outcome.digest] = case.patient
         warnings += [_finding(case, remark.code, remark.message) for remark in outcome.record.remarks]
-        prepared.append(PreparedCase(case, outcome.array, outcome.record.present, outcome.digest))
+        prepared.append(outcome.as_case(case))
     if cases and not prepared:
         first = exclusions[0]
         raise DataError(

@@ -1,9 +1,11 @@
 """A prepared case: what training and evaluation read, known without what makes it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedglioma.case import Case
+from fedglioma.case import Case, Modality
+from fedglioma.scale import Inner, Landmarks, inner_landmarks
 
 Presence = tuple[bool, bool, bool, bool]
 """Which modalities a case has, in the order of ``CHANNELS``."""
@@ -13,10 +15,16 @@ Presence = tuple[bool, bool, bool, bool]
 class PreparedCase:
     """A case with its array on disk: float16, shape (4, D, H, W), channels as in ``CHANNELS``.
 
-    ``digest`` is the SHA-256 of the array's file.
+    ``digest`` is the SHA-256 of the array's file; ``percentiles`` are those of ``scale.py``, of each
+    modality's values in the brain before any common scale.
     """
 
     case: Case
     array: Path
     present: Presence
     digest: str
+    percentiles: Mapping[Modality, Landmarks]
+
+    def landmarks(self) -> dict[Modality, Inner]:
+        """Return the inner landmarks of each modality."""
+        return {modality: inner_landmarks(values) for modality, values in self.percentiles.items()}

@@ -21,7 +21,7 @@ def prepared(folder: Path, shape: tuple[int, int, int], number: int = 0) -> Prep
     path = folder / f"{number}.npy"
     np.save(path, volume)
     case = Case(patient=f"p{number}", site="a", volumes={}, genotype=Genotype(idh=1, codel_1p19q=0))
-    return PreparedCase(case=case, array=path, present=PRESENT, digest=str(number))
+    return PreparedCase(case=case, array=path, present=PRESENT, digest=str(number), percentiles={})
 
 
 def centred(volume: np.ndarray, crop: int) -> np.ndarray:

@@ -23,7 +23,9 @@ def seven_cases(tmp_path: Path) -> CaseDataset:
         path = tmp_path / f"{number}.npy"
         np.save(path, np.full((4, 4, 4, 4), number + 1, np.float16))
         case = Case(patient=f"p{number}", site="a", volumes={}, genotype=Genotype(idh=number % 2))
-        cases.append(PreparedCase(case=case, array=path, present=(True,) * 4, digest=str(number)))
+        cases.append(
+            PreparedCase(case=case, array=path, present=(True,) * 4, digest=str(number), percentiles={})
+        )
     return CaseDataset(cases, 4, Augmentation(), seed=3)
 
 
