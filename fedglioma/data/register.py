@@ -4,7 +4,7 @@ Mattes' mutual information (Mattes et al. 2003) over three levels, by SimpleITK,
 mass. Both images are resampled to 1.5 mm cubes first: between two stacks of thick slices the information
 itself prefers slices that coincide. The skull may be there or not; no mask is needed.
 
-The same volumes give the same movement, on any number of threads.
+The same volumes give the same movement.
 """
 
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ _SHRINK: Final = (4, 2, 1)
 _SMOOTH_MM: Final = (3.0, 2.0, 1.0)
 _STEPS: Final = 200
 _SEED: Final = 42
+_DECIMALS: Final = 6
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,9 @@ def _ras_matrix(transform: sitk.Transform) -> Affine:
     matrix = np.eye(4)
     matrix[:3, :3] = RAS_TO_LPS @ np.stack(columns, axis=1) @ RAS_TO_LPS
     matrix[:3, 3] = RAS_TO_LPS @ origin
-    return matrix
+    # The search differs by 1e-13 from run to run; prepared voxels and their digests must not.
+    rounded: Affine = np.round(matrix, _DECIMALS)
+    return rounded
 
 
 def _degrees(matrix: Affine) -> float:
