@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813 - the name that its own manual uses
 from scipy.spatial.transform import Rotation
 
 from fedglioma.case import Modality
