@@ -222,11 +222,15 @@ MEASURES = {
 
 def main() -> None:
     """Measure and print."""
-    asked = options().parse_args()
+    parser = options()
+    asked = parser.parse_args()
     measure_of = MEASURES[asked.what]
     for name, value in measure_of.defaults.items():
         if getattr(asked, name) is None:
             setattr(asked, name, value)
+    for name in ("sizes", "sites", "rounds", "systems"):
+        if name not in measure_of.defaults and getattr(asked, name) is not None:
+            parser.error(f"{asked.what} does not take --{name}")
     found = None
     if asked.what == "compare":
         found = flare.version_of(asked.flare_python)
@@ -240,7 +244,7 @@ def main() -> None:
             for line in chain(surroundings(found), measure_of.lines(asked, Path(scratch))):
                 text.append(line)
                 print(line, flush=True)
-        except RuntimeError as error:
+        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             raise SystemExit(f"not measured: {error}") from None
     if asked.out:
         fenced = "\n".join(["```text", *text, "```"])

@@ -71,6 +71,7 @@ def run_federation(grid: Grid, coordinator: Coordinator, finished: Finished = la
         spool=Spool(folder.work / "updates", folder.updates if settings.keep_updates else None),
         run=folder.key(),
         done=done,
+        usable=coordinator.usable,
     )
     if done:
         strategy.restore(checkpoints.load_state(done))

@@ -124,7 +124,7 @@ class Gate:
             return
         path, headers = str(scope["path"]), dict(scope["headers"])
         if scope["method"] == "GET" and path == HEALTH:
-            await _answer(send, 204)
+            await answer(send, 204)
             return
         standing, site = self._caller(headers)
         if scope["method"] != "POST" or standing == "unknown":
@@ -143,7 +143,7 @@ class Gate:
         size = headers.get(b"content-length", b"")
         if not size.isdigit() or int(size) > self._most:
             self._count("too large")
-            await _answer(send, 413 if size.isdigit() else 411)
+            await answer(send, 413 if size.isdigit() else 411)
             return
         self.traffic.last_seen[site] = time.time()
         self.traffic.received[site] = self.traffic.received.get(site, 0) + int(size)
@@ -154,7 +154,7 @@ class Gate:
                 self._count("cut off")
                 return
             code, media, parts = await self._lane.answer(path, list(scope["headers"]), body)
-            await _answer(send, code, *parts, media=media)
+            await answer(send, code, *parts, media=media)
             return
         await self._app(scope, receive, send)
 
@@ -171,11 +171,11 @@ class Gate:
         told: dict[str, object] = {"site": site, "standing": standing}
         if standing == "member":
             told |= self._hello(site)
-        await _answer(send, 200, json.dumps(told).encode())
+        await answer(send, 200, json.dumps(told).encode())
 
     async def _closed(self, send: Send, why: str) -> None:
         self._count(why)
-        await _answer(send, 404)
+        await answer(send, 404)
 
     def _count(self, why: str) -> None:
         self.traffic.turned_away[why] = self.traffic.turned_away.get(why, 0) + 1
@@ -213,7 +213,8 @@ async def _body(receive: Receive) -> bytes | None:
     return b"".join(parts)
 
 
-async def _answer(send: Send, status: int, *parts: bytes, media: str = "application/json") -> None:
+async def answer(send: Send, status: int, *parts: bytes, media: str = "application/json") -> None:
+    """Send a whole answer: status, media type, and the body in parts."""
     headers = [(b"content-length", str(sum(map(len, parts))).encode())]
     if parts:
         headers.append((b"content-type", media.encode()))
