@@ -47,6 +47,7 @@ from systems import (  # noqa: E402
 )
 
 INLINE_REPEATS = 20
+INLINE_REPEATS_LARGE = 5
 SMALL_BYTES = 50e6
 
 
@@ -61,8 +62,10 @@ class Line:
 
 
 def rounds_of(name: str, width: int, rounds: int) -> int:
-    """Return how many rounds to run: an inline round of few bytes is shorter than the sampler's pause."""
-    return INLINE_REPEATS * rounds if name == INLINE and payload(width) < SMALL_BYTES else rounds
+    """Return how many rounds to run: inline ones are short, those of few bytes shorter than a sample's pause."""
+    if name != INLINE:
+        return rounds
+    return rounds * (INLINE_REPEATS if payload(width) < SMALL_BYTES else INLINE_REPEATS_LARGE)
 
 
 def compare(asked: argparse.Namespace, scratch: Path) -> Iterator[Line]:
@@ -178,7 +181,10 @@ def options() -> argparse.ArgumentParser:
 
 def table(asked: argparse.Namespace, scratch: Path) -> Iterator[str]:
     """Yield a table of the asked-for measurements, line by line as they are made."""
-    more = f" ({INLINE} {INLINE_REPEATS} times as many below {SMALL_BYTES / 1e6:.0f} MB)"
+    more = (
+        f" ({INLINE} {INLINE_REPEATS} times as many below {SMALL_BYTES / 1e6:.0f} MB, "
+        f"{INLINE_REPEATS_LARGE} times from there on)"
+    )
     yield (
         f"{asked.rounds} rounds each{more if INLINE in asked.systems else ''}, "
         "the first dropped, median of the others"

@@ -70,7 +70,7 @@ class ObjectLane(Protocol):
         ...
 
     async def answer(
-        self, path: str, headers: list[tuple[bytes, bytes]], body: bytes
+        self, path: str, headers: list[tuple[bytes, bytes]], body: bytearray
     ) -> tuple[int, str, list[bytes]]:
         """Return status, media type and the parts of the body."""
         ...
@@ -149,7 +149,7 @@ class Gate:
         self.traffic.received[site] = self.traffic.received.get(site, 0) + int(size)
         CALLER.set(site)
         if self._lane is not None and path in self._lane.paths:
-            body = await _body(receive)
+            body = await _body(receive, int(size))
             if body is None:
                 self._count("cut off")
                 return
@@ -196,21 +196,27 @@ def signed_lately(headers: dict[bytes, bytes]) -> bool:
         return False
 
 
-async def _body(receive: Receive) -> bytes | None:
-    """Return a request's body, whose length was looked at before; None where it does not come whole."""
-    parts = []
+async def _body(receive: Receive, size: int) -> bytearray | None:
+    """Return a request's body of the size that was stated; None where it does not come so, or not in time.
+
+    Filled piece by piece: a list of the pieces and their join would be held twice, for every call at once.
+    """
+    body = bytearray(size)
+    filled = 0
     more = True
     try:
         async with asyncio.timeout(BODY_S):
             while more:
                 message = await receive()
-                if message["type"] == "http.disconnect":
+                piece = message.get("body", b"")
+                if message["type"] == "http.disconnect" or filled + len(piece) > size:
                     return None
-                parts.append(message.get("body", b""))
+                body[filled : filled + len(piece)] = piece
+                filled += len(piece)
                 more = message.get("more_body", False)
     except TimeoutError:
         return None
-    return b"".join(parts)
+    return body if filled == size else None
 
 
 async def answer(send: Send, status: int, *parts: bytes, media: str = "application/json") -> None:

@@ -6,6 +6,7 @@ reference cycles until Python collects garbage. Here the same authentication and
 once per call, on a thread, and an object on its way out is not copied.
 """
 
+import asyncio
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from google.protobuf.message import DecodeError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 
+from fedglioma.machine import usable_cores
 from fedglioma_server.linkstate import SiteLinkState
 
 PUSH = "/v1/fleet/push-object"
@@ -54,16 +56,21 @@ class Lane:
     def __init__(self, app: FastAPI, state: SiteLinkState) -> None:
         self._app = app
         self._state = state
+        self._few = asyncio.Semaphore(usable_cores())
 
-    async def answer(self, path: str, headers: list[tuple[bytes, bytes]], body: bytes) -> Answer:
-        """Return the answer to a call; who calls is checked as Flower checks it."""
-        return await run_in_threadpool(self._answer, path, headers, body)
+    async def answer(self, path: str, headers: list[tuple[bytes, bytes]], body: bytearray) -> Answer:
+        """Return the answer to a call; who calls is checked as Flower checks it.
 
-    def _answer(self, path: str, headers: list[tuple[bytes, bytes]], body: bytes) -> Answer:
+        As many at once as there are cores: nothing here waits for a site, and each holds its object thrice.
+        """
+        async with self._few:
+            return await run_in_threadpool(self._answer, path, headers, body)
+
+    def _answer(self, path: str, headers: list[tuple[bytes, bytes]], body: bytearray) -> Answer:
         request: PushObjectRequest | PullObjectRequest
         request = PushObjectRequest() if path == PUSH else PullObjectRequest()
         try:
-            request.ParseFromString(body)
+            request.ParseFromString(memoryview(body))
             self._authenticate(headers, request)
             if isinstance(request, PushObjectRequest):
                 stored = fleet_handlers.push_object(request=request, state=self._state)

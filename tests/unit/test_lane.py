@@ -43,7 +43,7 @@ class Ground:
         self, path: str, request: Any, key: ec.EllipticCurvePrivateKey = HENAN
     ) -> tuple[int, str, bytes]:
         body = request if isinstance(request, bytes) else request.SerializeToString()
-        code, media, parts = asyncio.run(self.lane.answer(path, signed(key), body))
+        code, media, parts = asyncio.run(self.lane.answer(path, signed(key), bytearray(body)))
         return code, media, b"".join(parts)
 
     def node(self, site: str = "henan") -> Node:
