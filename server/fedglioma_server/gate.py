@@ -48,6 +48,7 @@ HELLO_AGE_S = 300.0
 BODY_S = 300.0
 """Seconds that one object of a few megabytes may take to come."""
 _OVERHEAD = 64 * 1024
+_PIECE = 256 * 1024
 
 CALLER: contextvars.ContextVar[str] = contextvars.ContextVar("caller", default="")
 """The site whose key a request carries; Flower has verified the signature before a handler reads this."""
@@ -226,5 +227,8 @@ async def answer(send: Send, status: int, *parts: bytes, media: str = "applicati
         headers.append((b"content-type", media.encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     for part in parts:
-        await send({"type": "http.response.body", "body": part, "more_body": True})
+        # In pieces: what is handed over at once is held a second time, encrypted, until it has gone.
+        for start in range(0, len(part), _PIECE):
+            piece = part[start : start + _PIECE]
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
