@@ -15,6 +15,7 @@ BIN = Path(sys.executable).parent
 HOST = "127.0.0.1"
 LOOK_S = 0.005
 TIMEOUT_S = 900.0
+LAST_S = 60.0
 
 
 def role(command: str) -> str:
@@ -29,6 +30,11 @@ def free_port() -> int:
     with socket() as found:
         found.bind((HOST, 0))
         return int(found.getsockname()[1])
+
+
+def options_of(settings: Mapping[str, object]) -> list[str]:
+    """Return run settings as options of our commands."""
+    return [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def provision(folder: Path, sites: Sequence[str], environment: Mapping[str, str]) -> Path:
@@ -92,7 +98,10 @@ def run(
             told = "\n".join(f"{name}: {place.read_text()[-1500:]}" for name, place in places.items())
             raise RuntimeError(f"deployed: exit code {started['server'].returncode}\n{told}")
         for name in clients:
-            started[name].wait(60)
+            try:
+                started[name].wait(LAST_S)
+            except subprocess.TimeoutExpired:
+                raise RuntimeError(f"{name}: still there {LAST_S:.0f} s after the server ended") from None
     return stamps
 
 

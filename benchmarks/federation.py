@@ -47,6 +47,7 @@ from systems import (  # noqa: E402
 )
 
 INLINE_REPEATS = 20
+INLINE_REPEATS_LARGE = 5
 SMALL_BYTES = 50e6
 
 
@@ -61,8 +62,10 @@ class Line:
 
 
 def rounds_of(name: str, width: int, rounds: int) -> int:
-    """Return how many rounds to run: an inline round of few bytes is shorter than the sampler's pause."""
-    return INLINE_REPEATS * rounds if name == INLINE and payload(width) < SMALL_BYTES else rounds
+    """Return how many rounds to run: inline ones are short, those of few bytes shorter than a sample's pause."""
+    if name != INLINE:
+        return rounds
+    return rounds * (INLINE_REPEATS if payload(width) < SMALL_BYTES else INLINE_REPEATS_LARGE)
 
 
 def compare(asked: argparse.Namespace, scratch: Path) -> Iterator[Line]:
@@ -178,7 +181,10 @@ def options() -> argparse.ArgumentParser:
 
 def table(asked: argparse.Namespace, scratch: Path) -> Iterator[str]:
     """Yield a table of the asked-for measurements, line by line as they are made."""
-    more = f" ({INLINE} {INLINE_REPEATS} times as many below {SMALL_BYTES / 1e6:.0f} MB)"
+    more = (
+        f" ({INLINE} {INLINE_REPEATS} times as many below {SMALL_BYTES / 1e6:.0f} MB, "
+        f"{INLINE_REPEATS_LARGE} times from there on)"
+    )
     yield (
         f"{asked.rounds} rounds each{more if INLINE in asked.systems else ''}, "
         "the first dropped, median of the others"
@@ -222,11 +228,15 @@ MEASURES = {
 
 def main() -> None:
     """Measure and print."""
-    asked = options().parse_args()
+    parser = options()
+    asked = parser.parse_args()
     measure_of = MEASURES[asked.what]
     for name, value in measure_of.defaults.items():
         if getattr(asked, name) is None:
             setattr(asked, name, value)
+    for name in ("sizes", "sites", "rounds", "systems"):
+        if name not in measure_of.defaults and getattr(asked, name) is not None:
+            parser.error(f"{asked.what} does not take --{name}")
     found = None
     if asked.what == "compare":
         found = flare.version_of(asked.flare_python)
@@ -240,7 +250,7 @@ def main() -> None:
             for line in chain(surroundings(found), measure_of.lines(asked, Path(scratch))):
                 text.append(line)
                 print(line, flush=True)
-        except RuntimeError as error:
+        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             raise SystemExit(f"not measured: {error}") from None
     if asked.out:
         fenced = "\n".join(["```text", *text, "```"])

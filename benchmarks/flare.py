@@ -198,7 +198,7 @@ def run_poc(
     said = _nvflare(
         python, "--format", "json", "job", "submit", "-j", str(job), environment=environment
     ).stdout
-    number = json.loads(said)["data"]["job_id"]
+    number = job_number(said)
     log = kits / "server" / "poc_console.log"
     if not wait_for(lambda: len(stamps_in(log)) > rounds, within_s=TIMEOUT_S, every_s=0.5):
         raise RuntimeError(f"FLARE's POC did not finish {rounds} rounds: {log.read_text()[-1500:]}")
@@ -207,12 +207,22 @@ def run_poc(
     return stamps_in(log)
 
 
+def job_number(said: str) -> str:
+    """Return the number that FLARE gave a job that was submitted."""
+    try:
+        return str(json.loads(said)["data"]["job_id"])
+    except (ValueError, KeyError, TypeError):
+        raise RuntimeError(f"FLARE named no job: {said[-300:]}") from None
+
+
 def require_mutual_tls(kits: Path) -> None:
     """Raise unless the server's and every site's start-up kit ask for mutual TLS."""
-    server = json.loads((kits / "server" / "startup" / "fed_server.json").read_text())["servers"][0]
-    clients = [
-        json.loads(path.read_text())["client"] for path in sorted(kits.glob("site-*/startup/fed_client.json"))
-    ]
+    try:
+        server = json.loads((kits / "server" / "startup" / "fed_server.json").read_text())["servers"][0]
+        places = sorted(kits.glob("site-*/startup/fed_client.json"))
+        clients = [json.loads(path.read_text())["client"] for path in places]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise RuntimeError(f"FLARE's kits do not hold what was expected: {error!r}") from None
     found = {kit.get("connection_security") for kit in (server, *clients)}
     if not clients or found != {"mtls"}:
         raise RuntimeError(f"FLARE's kits ask for {found}, not for mutual TLS: not comparable")

@@ -94,8 +94,7 @@ def run_deployed(task: Task, environment: Mapping[str, str]) -> list[float]:
 
 def options_of(task: Task) -> list[str]:
     """Return the task's settings as options of the server's command."""
-    wanted = terms(task.width, task.rounds).model_dump(mode="json", exclude_defaults=True)
-    return [word for name, value in wanted.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return deployed.options_of(terms(task.width, task.rounds).model_dump(mode="json", exclude_defaults=True))
 
 
 def run_flare(

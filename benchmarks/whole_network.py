@@ -10,7 +10,7 @@ from pathlib import Path
 
 import deployed
 from deployed import BIN
-from sampling import SERVER, Role, Sampler, marked, peaks
+from sampling import SERVER, Sampler, marked, peaks
 
 from fedglioma.config.run import RunConfig
 from fedglioma_server.runfolder import RunFolder
@@ -27,8 +27,7 @@ DEPLOYED_SITES = ("ningxia", "zhengzhou", "henan")
 def options(rounds: int) -> list[str]:
     """Return the settings as options of ``simulate`` and ``start``."""
     wanted = SETTINGS.model_dump(mode="json", exclude_defaults=True) | {"width": 16, "rounds": rounds}
-    wanted |= {"batch_size": 2, "lr": SETTINGS.lr, "local_epochs": 1}
-    return [word for name, value in wanted.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return deployed.options_of(wanted | {"batch_size": 2, "lr": SETTINGS.lr, "local_epochs": 1})
 
 
 def command(words: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -55,9 +54,9 @@ def inline(folder: Path, sites: int, rounds: int) -> str:
     return _line("inline", sampler, RunFolder(out), sites)
 
 
-def over_tls(folder: Path, rounds: int, role: Role = deployed.role) -> str:
+def over_tls(folder: Path, rounds: int) -> str:
     """Return what a deployed federation took, in a line."""
-    with Sampler(role=role) as sampler:
+    with Sampler(role=deployed.role) as sampler:
         environment = marked(sampler.mark)
         cohorts = folder / "cohorts"
         patients = str(PATIENTS_PER_SITE * len(DEPLOYED_SITES))

@@ -65,6 +65,10 @@ def shortened(text: str) -> str:
     return text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 3] + "..."
 
 
+class BrokenLog(FedGliomaError):
+    """An audit log is not as it was written, so that nothing can be added to it."""
+
+
 class AuditLog:
     """A log that is only ever added to, by any number of threads and processes.
 
@@ -76,8 +80,10 @@ class AuditLog:
 
     Raises
     ------
+    BrokenLog
+        The log is broken at its end: cut off, or not such a log.
     FedGliomaError
-        The log is broken at its end (cut off, or not such a log), or cannot be written.
+        It cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -117,6 +123,11 @@ class AuditLog:
             chain.write_head(self.path, line)
             return line.digest
 
+    def note(self, event: str, /, **fields: Value) -> None:
+        """Record an event as ``append`` does, with words cut to what a line takes."""
+        cut = {name: shortened(value) if isinstance(value, str) else value for name, value in fields.items()}
+        self.append(event, **cut)
+
     @contextmanager
     def _settled(self) -> Iterator[tuple[int, Head]]:
         """Hold the log with its end and head in order, whatever a crash left; give handle and end."""
@@ -125,7 +136,7 @@ class AuditLog:
             with self._mutex, chain.opened(self.path, write=True) as handle:
                 yield handle, self._settle(handle)
         except ProtocolError as error:
-            raise FedGliomaError(
+            raise BrokenLog(
                 f"{self.path}: {error}; keep it and its head as they are for whoever looks into it, "
                 "and move both aside to begin a new log"
             ) from None

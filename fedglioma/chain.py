@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fedglioma.errors import ConfigError, FedGliomaError, ProtocolError
+from fedglioma.newfile import sync
 
 AUDIT_FILE = "audit.jsonl"
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -146,6 +147,7 @@ def read_head(log: Path) -> Head | None:
 def write_head(log: Path, line: Line) -> None:
     """Make a line the head of its log, whole or not at all; the log's lock must be held."""
     path = head_file(log)
+    # One name under the log's lock: what a kill leaves is written over, where nobody sweeps.
     temporary = path.with_name(f".{path.name}.part")
     with temporary.open("w", encoding="ascii") as file:
         json.dump({"seq": line.seq, "digest": line.digest}, file)
@@ -154,11 +156,7 @@ def write_head(log: Path, line: Line) -> None:
         os.fsync(file.fileno())
     temporary.replace(path)
     # Without this a power cut could bring back an older head, and the log would seem to be ahead of it.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync(path.parent)
 
 
 def out_of_step(last: Head, previous: str, head: Head | None) -> Broken | None:

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 INTERRUPTED = 130
+PLAIN = "NO TLS: everything travels readable for anyone on the way; for tests on one machine only"
 PLAIN_INTERVAL_S = 5.0
 WORTH_AN_ESTIMATE = 20
 """The time left is guessed once a twentieth is done: the first steps also start processes."""

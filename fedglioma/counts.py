@@ -6,7 +6,7 @@ suppressed cell of another table would follow by subtraction. A limit of 1 chang
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fedglioma.case import GENES, UNKNOWN, Case, Frozen, Gene, subset_name
 
@@ -39,25 +39,29 @@ def estimate(cell: int | None, limit: int) -> float:
     return limit / 2 if cell is None else float(cell)
 
 
+def gene_weights(labels: Mapping[Gene, Cells], limit: int) -> dict[str, float]:
+    """Return each gene's weight: the sum of its two published cells, a suppressed one half the limit."""
+    return {gene.value: estimate(labels[gene][0], limit) + estimate(labels[gene][1], limit) for gene in GENES}
+
+
 def count_cases(cases: Sequence[Case], limit: int) -> SiteCounts:
     """Return a site's publishable counts and the aggregation weights that follow from them alone.
 
-    The trunk's weight is the rounded number of cases with any known label; a gene's weight is the sum
-    of its two published cells, a suppressed one taken as half the limit.
+    The trunk's weight is the rounded number of cases with any known label; a gene's weight follows from
+    its published cells.
     """
     labels: dict[Gene, Cells] = {}
-    weights = {"trunk": float(round_up(sum(case.genotype.known for case in cases), limit))}
+    trunk = round_up(sum(case.genotype.known for case in cases), limit)
     for gene in GENES:
         tally = Counter(case.genotype.label(gene) for case in cases)
         wild, mutant, unknown = (suppress(tally[label], limit) for label in (0, 1, UNKNOWN))
         labels[gene] = (wild, mutant, unknown)
-        weights[gene.value] = estimate(wild, limit) + estimate(mutant, limit)
     subsets = Counter(subset_name(case.present) for case in cases)
     return SiteCounts(
         cases=round_up(len(cases), limit),
         labels=labels,
         modalities={name: suppress(count, limit) for name, count in sorted(subsets.items())},
-        weights=weights,
+        weights={"trunk": float(trunk)} | gene_weights(labels, limit),
         limit=limit,
     )
 

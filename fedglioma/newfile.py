@@ -1,16 +1,17 @@
-"""Files and folders that appear whole, with their mode from the first byte, and never over another.
+"""Files and folders that appear whole, with their mode from the first byte.
 
-Keys and certificates are written this way: a kill at any instant leaves the old state or the new one,
-and at most a ``.*.part`` beside it.
+A kill at any instant leaves the old state or the new one, and at most a ``.*.part`` beside it. Keys and
+certificates never take the place of another; ``replacing`` is for what is written anew.
 """
 
 import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from fedglioma.errors import ConfigError, IdentityError
 
@@ -30,21 +31,39 @@ def write_new(path: Path, content: bytes, *, mode: int = PUBLIC) -> None:
     IdentityError
         The file should be for its owner alone, and the file system gives it to others.
     """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            # A memory stick or a share of another system may not know modes: look before a secret is in.
-            if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & ~mode:
-                raise IdentityError(
-                    f"{path}: this file system cannot keep a file private; choose another disk"
-                )
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+
+    def name(part: Path) -> None:
         try:
             os.link(part, path)  # a rename would replace what has the name
         except FileExistsError:
             raise ConfigError(f"{path}: is there already and is never overwritten") from None
+
+    with _written(path, mode, name) as file:
+        # A memory stick or a share of another system may not know modes: look before a secret is in.
+        if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & ~mode:
+            raise IdentityError(f"{path}: this file system cannot keep a file private; choose another disk")
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path, *, mode: int = PUBLIC) -> Iterator[IO[bytes]]:
+    """Give a file to fill; flushed to disk, it takes the name when the block ends without an error.
+
+    What has the name until then stays whole.
+    """
+    with _written(path, mode, lambda part: part.replace(path)) as file:
+        yield file
+
+
+@contextmanager
+def _written(path: Path, mode: int, name: Callable[[Path], object]) -> Iterator[IO[bytes]]:
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        name(part)
     finally:
         part.unlink(missing_ok=True)
     sync(path.parent)

@@ -55,7 +55,7 @@ def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
     IdentityError
         Other users can read the file, or it is no unprotected P-384 key.
     """
-    content = _read(path)
+    content = read_file(path)
     if stat.S_IMODE(path.stat().st_mode) & 0o037:
         raise IdentityError(
             f"{path}: other users of this computer can use this private key; chmod 600 {path}"
@@ -89,7 +89,7 @@ def read_public_key(path: Path) -> bytes:
         The file holds something else than one P-384 public key.
     """
     try:
-        text = _read(path).decode("utf-8-sig")
+        text = read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise IdentityError(f"{path}: not an OpenSSH public key; {MAKE_ONE}") from None
     if "PRIVATE KEY" in text:
@@ -129,16 +129,25 @@ def short_fingerprint(public: bytes) -> str:
     return hashlib.sha256(_blob(public)).hexdigest()[:8]
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path, kind: str = "key") -> bytes:
+    """Return a small file whole; ``kind`` is what it should be, for the words of an error.
+
+    Raises
+    ------
+    ConfigError
+        There is no such file.
+    IdentityError
+        It cannot be read or is too large.
+    """
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such key file") from None
+        raise ConfigError(f"{path}: no such {kind} file") from None
     except OSError as error:
         raise IdentityError(f"{path}: cannot be read ({error.strerror}); correct its owner or mode") from None
     if len(content) > LARGEST:
-        raise IdentityError(f"{path}: too large for a key")
+        raise IdentityError(f"{path}: too large for a {kind}")
     return content
 
 

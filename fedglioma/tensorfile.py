@@ -5,7 +5,6 @@ everything.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from fedglioma.errors import ProtocolError
+from fedglioma.newfile import replacing
 
 TYPES = {"float32": "F32", "int64": "I64", "uint16": "BF16", "uint8": "U8"}
 """Our numbers under the names of safetensors; 16 bits of ours are always a bfloat16."""
@@ -68,7 +68,7 @@ def write_safetensors(
     metadata: Mapping[str, str],
     digest: Future[str] | None = None,
 ) -> None:
-    """Write tensors and metadata under a temporary name, flush to disk, rename.
+    """Write tensors and metadata, whole or not at all.
 
     Parameters
     ----------
@@ -76,15 +76,8 @@ def write_safetensors(
         As in ``put_safetensors``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            put_safetensors(file, tensors, metadata, digest)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        put_safetensors(file, tensors, metadata, digest)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:

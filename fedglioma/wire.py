@@ -18,6 +18,8 @@ PROTOCOL: Literal[1] = 1
 STATISTICS = "query.statistics"
 TRAIN = "train"
 FINISHED = "query.finished"
+PHASES = ("setup", "load", "train", "pack")
+"""What a site's round consists of: the names in ``TrainReply.seconds``."""
 
 _BODY = "fedglioma"
 _WEIGHTS = "weights"

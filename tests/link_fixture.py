@@ -1,6 +1,5 @@
 """A SuperLink without a network: sites are played by the calls that Flower's handlers make on its state."""
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -51,7 +50,7 @@ class Link:
         self, *steps: Callable[[], object], quorum: int = 0, grace_s: float | None = None, **listeners: Any
     ) -> LinkGrid:
         """Return a grid over the sites, which take these steps while it waits."""
-        return LinkGrid(self.state, self.run, Terms(quorum, grace_s), interrupted=Turns(*steps), **listeners)
+        return PlayedGrid(self.state, self.run, Terms(quorum, grace_s), steps=steps, **listeners)
 
 
 def link(folder: Path, sites: Iterable[str] = ("henan", "ningxia", "zhengzhou"), most: int = 64) -> Link:
@@ -163,14 +162,14 @@ def messages(made: Link, sites: Sequence[str] | None = None, kind: str = TRAIN) 
     ]
 
 
-class Turns(threading.Event):
-    """What the sites do, each time the grid has nothing to do: one step, in the grid's own thread."""
+class PlayedGrid(LinkGrid):
+    """A grid whose sites take a step, in the grid's own thread, each time it has nothing to do."""
 
-    def __init__(self, *steps: Callable[[], object]) -> None:
-        super().__init__()
+    def __init__(self, *given: Any, steps: Iterable[Callable[[], object]], **listeners: Any) -> None:
+        super().__init__(*given, **listeners)
         self.steps = list(steps)
 
-    def wait(self, timeout: float | None = None) -> bool:
+    def _pause(self) -> None:
         """Take the next step; when all are taken, let the time pass."""
         if self.steps:
             self.steps.pop(0)()
@@ -178,4 +177,3 @@ class Turns(threading.Event):
             TaskIdentity.task_id, TaskIdentity.node_id = 1, SUPERLINK_NODE_ID
         else:
             time.sleep(0.005)
-        return self.is_set()

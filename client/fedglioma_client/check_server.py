@@ -1,15 +1,14 @@
 """Checks of the way to the server: keys, certificate, reachability, clock, version."""
 
-import os
 from datetime import UTC, datetime
 from typing import Final
-from urllib.parse import urlsplit
 
 from cryptography import x509
 
 from fedglioma.config.site import SiteConfig
 from fedglioma.errors import ConfigError, FedGliomaError, IdentityError, PolicyError
 from fedglioma.nodekey import fingerprint, public_bytes, read_private_key
+from fedglioma_client.machine import writable
 from fedglioma_client.reach import Door, Knock, knock
 from fedglioma_client.verdict import Verdict, doubtful, failed, fine
 
@@ -38,15 +37,16 @@ def check_way(config: SiteConfig) -> list[Verdict]:
 
 def _state(config: SiteConfig) -> Verdict:
     """Return whether the site can keep what it remembers; nothing is made where it is not there yet."""
-    place = next(place for place in (config.state, *config.state.parents) if place.exists())
-    if os.access(place, os.W_OK | os.X_OK):
-        return fine("state", f"{config.state}: can be written")
-    return failed(
-        "state",
-        f"{config.state}: cannot be written",
-        "give this user the right to write, or set another state",
-        exit_code=ConfigError.exit_code,
-    )
+    try:
+        writable(config.state)
+    except OSError as error:
+        return failed(
+            "state",
+            f"{config.state}: cannot be written ({error.strerror or error})",
+            "give this user the right to write, or set another state",
+            exit_code=ConfigError.exit_code,
+        )
+    return fine("state", f"{config.state}: can be written")
 
 
 def _key(config: SiteConfig) -> Verdict:
@@ -87,17 +87,10 @@ def _server(config: SiteConfig) -> list[Verdict]:
         found = knock(config)
     except FedGliomaError as error:
         return [failed("server", str(error), "correct the settings", exit_code=error.exit_code)]
-    way = _proxy()
     if found.door is not Door.OPEN:
         subject = "clock" if found.door is Door.CLOCK else "server"
-        return [failed(subject, found.detail + way, found.remedy, exit_code=_CODES[found.door])]
-    return [fine("server", f"{found.detail}{way} (run {_run(found)})"), fine("clock", "as the server's")]
-
-
-def _proxy() -> str:
-    """Return the proxy that the connection goes through, without a password that may stand in it."""
-    named = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
-    return f" through the proxy {urlsplit(named).hostname}" if named else ""
+        return [failed(subject, found.detail, found.remedy, exit_code=_CODES[found.door])]
+    return [fine("server", f"{found.detail} (run {_run(found)})"), fine("clock", "as the server's")]
 
 
 def _run(found: Knock) -> str:

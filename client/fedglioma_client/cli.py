@@ -15,6 +15,7 @@ from rich.console import Console
 from fedglioma import log
 from fedglioma.config.site import SITE_NAME, load_site_config
 from fedglioma.console import (
+    PLAIN,
     Format,
     LogLevel,
     OutputFormat,
@@ -53,7 +54,6 @@ Spacing = Annotated[
     ),
 ]
 
-PLAIN = "NO TLS: everything travels readable for anyone on the way; for tests on one machine only"
 NO_USABLE_CASE = "no case is usable; patients and reasons are in the list"
 
 

@@ -9,9 +9,7 @@ from typing import Literal
 
 from prometheus_client import Gauge, Histogram
 
-from fedglioma.scrape import SECONDS, new_registry, serve
-
-__all__ = ["ClientGauges", "serve"]
+from fedglioma.scrape import SECONDS, new_registry
 
 Phase = Literal["wait", "download", "train", "upload"]
 

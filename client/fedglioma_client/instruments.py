@@ -2,7 +2,6 @@
 
 import threading
 import time
-from typing import cast
 
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
@@ -14,7 +13,6 @@ from fedglioma_client.gauges import ClientGauges, Phase
 SILENCE_S = 25.0
 """The server counts a silent site as away after 20 seconds; so does the site the server."""
 _LOOK_S = 1.0
-_PHASES = frozenset({"wait", "download", "train", "upload"})
 
 
 class Instruments:
@@ -28,16 +26,15 @@ class Instruments:
 
     def __init__(self, gauges: ClientGauges) -> None:
         self._gauges = gauges
-        self._phase = "wait"
+        self._phase: Phase = "wait"
         self._since = time.monotonic()
         self._heard = 0.0
         threading.Thread(target=self._look, name="instruments", daemon=True).start()
 
-    def phase(self, name: str) -> None:
+    def phase(self, name: Phase) -> None:
         """Note that the worker goes on to another phase."""
         now = time.monotonic()
-        if self._phase in _PHASES:
-            self._gauges.phase_finished(cast("Phase", self._phase), now - self._since)
+        self._gauges.phase_finished(self._phase, now - self._since)
         self._phase, self._since = name, now
 
     def step(self, event: str, **facts: object) -> None:

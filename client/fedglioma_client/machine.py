@@ -37,10 +37,7 @@ def check_cache(folder: Path, cases: int, spacing_mm: float) -> Verdict:
     """
     subject = "cache"
     try:
-        place = _nearest(folder)
-        with tempfile.TemporaryFile(dir=place) as file:
-            file.write(b"0")
-        free = shutil.disk_usage(place).free
+        free = shutil.disk_usage(writable(folder)).free
         there = sum(entry.stat().st_size for entry in folder.glob("*.npy"))
     except OSError as error:
         detail = f"{folder}: cannot be written ({error.strerror or error})"
@@ -62,12 +59,18 @@ def check_cache(folder: Path, cases: int, spacing_mm: float) -> Verdict:
     return fine(subject, detail)
 
 
-def _nearest(folder: Path) -> Path:
-    """Return the folder, or the nearest one above it that is there, since a check makes none."""
-    for place in (folder, *folder.parents):
-        if place.exists():
-            return place
-    return Path(folder.anchor)
+def writable(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that is there, since a check makes none.
+
+    Raises
+    ------
+    OSError
+        Nothing can be written there.
+    """
+    place = next((place for place in (folder, *folder.parents) if place.exists()), Path(folder.anchor))
+    with tempfile.TemporaryFile(dir=place) as file:
+        file.write(b"0")
+    return place
 
 
 def check_processor(config: SiteConfig) -> Verdict:

@@ -26,15 +26,17 @@ from flwr.supercore.object_store import ObjectStoreFactory  # noqa: E402
 from flwr.supernode import fleet_http_connection, start_client_internal  # noqa: E402
 from flwr.supernode.nodestate import NodeStateFactory  # noqa: E402
 
+from fedglioma.audit import AuditLog, BrokenLog  # noqa: E402
+from fedglioma.chain import AUDIT_FILE  # noqa: E402
 from fedglioma.config.site import SiteConfig, load_site_config  # noqa: E402
-from fedglioma.errors import ConfigError, FedGliomaError  # noqa: E402
+from fedglioma.errors import FedGliomaError  # noqa: E402
 from fedglioma.machine import return_freed_memory  # noqa: E402
-from fedglioma.nodekey import read_private_key  # noqa: E402
-from fedglioma_client.ends import FAILED, FINISHED  # noqa: E402
-from fedglioma_client.gauges import ClientGauges, serve  # noqa: E402
+from fedglioma.scrape import serve  # noqa: E402
+from fedglioma_client.ends import BROKEN, FAILED, FINISHED  # noqa: E402
+from fedglioma_client.gauges import ClientGauges  # noqa: E402
 from fedglioma_client.instruments import Instruments  # noqa: E402
-from fedglioma_client.journal import open_journal  # noqa: E402
 from fedglioma_client.nodestate import SiteNodeState  # noqa: E402
+from fedglioma_client.reach import require_joinable  # noqa: E402
 from fedglioma_client.site import SITE_CONFIG_KEY  # noqa: E402
 from fedglioma_client.worker import Worker  # noqa: E402
 
@@ -65,8 +67,7 @@ def main() -> None:
         config = load_site_config(asked.settings)
         code = run_node(config, asked.settings, parent=asked.parent, once=asked.once)
     except FedGliomaError as error:
-        logger.error("%s", error)
-        code = error.exit_code
+        code = _told(error)
     except SystemExit as end:  # Flower's way to end
         code = end.code if isinstance(end.code, int) else FAILED
     logging.shutdown()
@@ -79,24 +80,24 @@ def run_node(config: SiteConfig, settings: Path, *, parent: int, once: bool) -> 
     Raises
     ------
     ConfigError, IdentityError
-        The server is not named, or the key cannot be read.
+        As ``require_joinable``.
+    FedGliomaError
+        The audit log is broken or cannot be written.
     """
     threading.Thread(target=_end_with, args=(parent,), name="orphan", daemon=True).start()
     hasten()
     if config.insecure:
         connect_plainly()
     os.environ["FLWR_HOME"] = str(config.state / "flower")
-    if config.server is None or config.key is None:
-        raise ConfigError(f"{settings}: server and key are needed to join a federation")
-    key = read_private_key(config.key)
+    way = require_joinable(config)
     gauges = ClientGauges(config.site)
     serve(gauges.registry, port=config.metrics_port)
     instruments = Instruments(gauges)
     instruments.listen()
-    record = open_journal(config)
+    record = AuditLog(config.state / AUDIT_FILE)
 
     def journal(event: str, **facts: Any) -> None:
-        record(event, **facts)
+        record.note(event, **facts)
         instruments.step(event, **facts)
 
     factory = NodeStateFactory(ObjectStoreFactory())
@@ -116,11 +117,11 @@ def run_node(config: SiteConfig, settings: Path, *, parent: int, once: bool) -> 
     try:
         start_client_internal.start_client_internal(
             state_factory=factory,
-            server_address=config.server,
+            server_address=way.server,
             node_config={},
-            root_certificates=None if config.insecure or config.ca is None else config.ca.read_bytes(),
+            root_certificates=way.authority,
             insecure=False,
-            authentication_keys=(key, key.public_key()),
+            authentication_keys=(way.key, way.key.public_key()),
             isolation="process",
             runtime_dependency_install=False,
         )
@@ -159,12 +160,21 @@ def installed_app() -> ClientApp:
 
 
 def _serve(worker: Worker) -> None:
+    code = FAILED
     try:
         worker.serve()
+    except FedGliomaError as error:  # the app answers for its own; this is the audit log
+        code = _told(error)
     except BaseException:
         logger.exception("the worker ended")
     finally:
-        os._exit(FAILED)
+        os._exit(code)
+
+
+def _told(error: FedGliomaError) -> int:
+    """Say what ends the node, and return its exit code."""
+    logger.error("%s", error)
+    return BROKEN if isinstance(error, BrokenLog) else error.exit_code
 
 
 def _end_with(parent: int) -> None:

@@ -6,8 +6,6 @@ them. Nothing else of a run reads or sends them.
 
 import csv
 import io
-import os
-import secrets
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from fedglioma.console import Progress, silent
 from fedglioma.data.cache import Cache
 from fedglioma.data.prepare import PrepareSettings, prepare_cases
 from fedglioma.errors import DataError
+from fedglioma.newfile import PRIVATE, replacing
 from fedglioma_client.intake import Unusable, read_site_cohort
 from fedglioma_client.remedies import REMEDIES, by_reason, remedy_of
 from fedglioma_client.verdict import several
@@ -178,27 +177,16 @@ def write_report(report: PrepareReport) -> None:
     The list opens in a spreadsheet: comma-separated UTF-8 with a mark by which one recognises it.
     """
     report.folder.mkdir(parents=True, exist_ok=True)
-    _write_private(report.folder / REPORT_NAME, report.model_dump_json(indent=2).encode() + b"\n")
+    with replacing(report.folder / REPORT_NAME, mode=PRIVATE) as file:
+        file.write(report.model_dump_json(indent=2).encode() + b"\n")
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerow(["outcome", *Listed.model_fields])
     for outcome, listed in (("left out", report.exclusions), ("kept with a warning", report.warnings)):
         writer.writerows(_rows(outcome, listed))
-    _write_private(report.folder / LIST_NAME, table.getvalue().encode("utf-8-sig"))
+    with replacing(report.folder / LIST_NAME, mode=PRIVATE) as file:
+        file.write(table.getvalue().encode("utf-8-sig"))
 
 
 def _rows(outcome: str, listed: Iterable[Listed]) -> list[list[str]]:
     return [[outcome, *entry.model_dump().values()] for entry in listed]
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    """Write a file of mode 0600, whole or not at all."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -13,8 +13,11 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.primitives.asymmetric import sign_message
@@ -56,13 +59,31 @@ class Knock:
     told: dict[str, Any] = field(default_factory=dict)
 
 
-def knock(config: SiteConfig) -> Knock:
-    """Return what stands between this site and its server.
+@dataclass(frozen=True)
+class Way:
+    """What a site needs to join: the server, its own key, and by whose certificate it knows the server.
+
+    ``authority`` is None only where the settings ask for no TLS at all.
+    """
+
+    server: str
+    key: ec.EllipticCurvePrivateKey
+    authority: bytes | None
+    trust: ssl.SSLContext | bool
+
+    @property
+    def scheme(self) -> str:
+        """How the server is spoken to."""
+        return "http" if self.authority is None else "https"
+
+
+def require_joinable(config: SiteConfig) -> Way:
+    """Return what joining needs; both the knock and the node ask, since settings change between them.
 
     Raises
     ------
     ConfigError
-        The settings name no server, no certificate or no key.
+        The settings name no server, no certificate or no key, or the certificate cannot be read.
     IdentityError
         The site's own key cannot be used.
     """
@@ -71,26 +92,45 @@ def knock(config: SiteConfig) -> Knock:
             f"{config.site}.yaml: server, ca and key are needed to join; they come with the start-up kit"
         )
     key = read_private_key(config.key)
-    public = public_bytes(key)
+    if config.insecure or config.ca is None:
+        return Way(config.server, key, None, True)
+    try:
+        authority = config.ca.read_bytes()
+        trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        trust.load_verify_locations(cadata=authority.decode("ascii"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{config.ca}: is no readable PEM certificate ({type(error).__name__})") from None
+    return Way(config.server, key, authority, trust)
+
+
+def knock(config: SiteConfig) -> Knock:
+    """Return what stands between this site and its server.
+
+    Raises
+    ------
+    ConfigError, IdentityError
+        As ``require_joinable``; or HTTPS_PROXY or the server's name cannot be used.
+    """
+    way = require_joinable(config)
+    public = public_bytes(way.key)
     stamp = datetime.now(UTC).isoformat()
     headers = {
         FLEET_HTTP_PUBLIC_KEY_HEADER: base64.b64encode(public).decode("ascii"),
-        FLEET_HTTP_SIGNATURE_HEADER: base64.b64encode(sign_message(key, stamp.encode("ascii"))).decode(
+        FLEET_HTTP_SIGNATURE_HEADER: base64.b64encode(sign_message(way.key, stamp.encode("ascii"))).decode(
             "ascii"
         ),
         TIMESTAMP_HEADER: stamp,
     }
-    scheme = "http" if config.insecure else "https"
-    try:
-        with httpx.Client(verify=_trust(config), timeout=TIMEOUT_S) as client:
-            asked = datetime.now(UTC)
-            answer = client.post(f"{scheme}://{config.server}{HELLO}", headers=headers)
-    except httpx.HTTPError as error:
-        return _failed(error, config)
-    except (httpx.InvalidURL, ImportError, ValueError) as error:
-        raise ConfigError(
-            f"HTTPS_PROXY, or server in the settings: cannot be used ({_words(error)})"
-        ) from None
+    with _client(way) as client:
+        asked = datetime.now(UTC)
+        try:
+            answer = client.post(f"{way.scheme}://{way.server}{HELLO}", headers=headers)
+        except httpx.HTTPError as error:
+            return _failed(error, way)
+        except (httpx.InvalidURL, ValueError) as error:
+            raise ConfigError(
+                f"{config.site}.yaml: server: {way.server} is no host and port ({_words(error)})"
+            ) from None
     skew = _skew(answer, asked)
     if skew is not None and not -BEHIND_S < skew < AHEAD_S:
         where = "ahead of" if skew > 0 else "behind"
@@ -102,19 +142,31 @@ def knock(config: SiteConfig) -> Knock:
     if answer.status_code not in (httpx.codes.OK, httpx.codes.NOT_FOUND):
         return Knock(
             Door.AWAY,
-            f"something in front of {config.server} answers {answer.status_code}, not the server itself",
+            f"something in front of {way.server} answers {answer.status_code}, not the server itself"
+            f"{_through(way)}",
             "the server may be down for a moment; else ask the coordinator about the proxy before it",
         )
     if answer.status_code != httpx.codes.OK:
         return Knock(
             Door.IDENTITY,
-            f"{config.server} does not know this site's key ({fingerprint(public)})",
+            f"{way.server} does not know this site's key ({fingerprint(public)})",
             "send node.pub to the coordinator, or ask whether this is the right server",
         )
-    return _judge(config, answer)
+    return _judge(config, way, answer)
 
 
-def _judge(config: SiteConfig, answer: httpx.Response) -> Knock:
+def _client(way: Way) -> httpx.Client:
+    try:
+        return httpx.Client(verify=way.trust, timeout=TIMEOUT_S)
+    except (httpx.InvalidURL, ImportError, ValueError):
+        # The library's words may hold a part of the password that stands in the URL.
+        raise ConfigError(
+            "HTTPS_PROXY, or another *_PROXY of the environment, is no usable URL; write "
+            "http://proxy.example.org:3128, and special characters of a password as %40"
+        ) from None
+
+
+def _judge(config: SiteConfig, way: Way, answer: httpx.Response) -> Knock:
     told = _told(answer)
     if told.get("standing") == "revoked":
         return Knock(Door.REVOKED, "the coordinator has revoked this site's key", "ask for a new kit", told)
@@ -132,7 +184,7 @@ def _judge(config: SiteConfig, answer: httpx.Response) -> Knock:
             "install the version that the coordinator announced",
             told,
         )
-    return Knock(Door.OPEN, f"{config.server} knows this site", told=told)
+    return Knock(Door.OPEN, f"{way.server} knows this site{_through(way)}", told=told)
 
 
 def _told(answer: httpx.Response) -> dict[str, Any]:
@@ -143,15 +195,13 @@ def _told(answer: httpx.Response) -> dict[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
-def _trust(config: SiteConfig) -> ssl.SSLContext | bool:
-    if config.insecure or config.ca is None:
-        return True
-    try:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.load_verify_locations(cadata=config.ca.read_text(encoding="ascii"))
-    except (OSError, UnicodeDecodeError, ssl.SSLError) as error:
-        raise ConfigError(f"{config.ca}: is no readable PEM certificate ({type(error).__name__})") from None
-    return context
+def _through(way: Way) -> str:
+    """Return the proxy that the connection goes through, in words and without a password."""
+    named = getproxies()
+    proxy = named.get(way.scheme) or named.get("all")
+    if not proxy or proxy_bypass(way.server):
+        return ""
+    return f" through the proxy {urlsplit(proxy if '://' in proxy else f'//{proxy}').hostname}"
 
 
 def _skew(answer: httpx.Response, asked: datetime) -> float | None:
@@ -164,30 +214,27 @@ def _skew(answer: httpx.Response, asked: datetime) -> float | None:
     return skew - min(max(skew, 0.0), 1.0)  # the header has whole seconds
 
 
-def _failed(error: httpx.HTTPError, config: SiteConfig) -> Knock:
+def _failed(error: httpx.HTTPError, way: Way) -> Knock:
     found = _tls_problem(error)
     if isinstance(found, ssl.SSLCertVerificationError):
         return Knock(
             Door.IDENTITY,
-            f"{config.server}: its certificate is not the consortium's ({found.verify_message})",
+            f"{way.server}: its certificate is not the consortium's ({found.verify_message})",
             "do not go on; ask the coordinator whether the server or its certificate changed",
         )
     if found is not None:
         return Knock(
             Door.IDENTITY,
-            f"{config.server}: no TLS there ({found.reason or found})",
+            f"{way.server}: no TLS there ({found.reason or found})",
             "check server in the settings: host and port of the kit",
         )
-    if isinstance(error, httpx.ProxyError):
-        return Knock(
-            Door.AWAY, f"the proxy does not connect to {config.server} ({error})", "check HTTPS_PROXY"
-        )
+    through = _through(way)
     why = "timed out" if isinstance(error, httpx.TimeoutException) else _words(error)
-    return Knock(
-        Door.AWAY,
-        f"{config.server} does not answer ({why})",
-        "is the server running, and does the firewall let this connection out?",
-    )
+    # A proxy that cannot be reached is no ProxyError, so both are named wherever there is one.
+    remedy = "is the server running, and does the firewall let this connection out?"
+    if through:
+        remedy = "is HTTPS_PROXY right, and is the server running?"
+    return Knock(Door.AWAY, f"{way.server} does not answer{through} ({why})", remedy)
 
 
 def _words(error: BaseException) -> str:

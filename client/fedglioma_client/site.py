@@ -16,7 +16,7 @@ from fedglioma.config.run import RunConfig
 from fedglioma.config.site import SiteConfig, load_site_config
 from fedglioma.data.cache import Cache
 from fedglioma.data.cohort import consenting, read_cohort
-from fedglioma.data.plan import PLAN_KEY, load_plan, plan_path
+from fedglioma.data.plan import PLAN_KEY, SitePlan, load_plan, plan_path
 from fedglioma.data.prepare import PrepareSettings, prepare_cases
 from fedglioma.data.prepared import PreparedCase
 from fedglioma.errors import ConfigError
@@ -43,12 +43,27 @@ def resolve_config(context: Context) -> SiteConfig:
     ConfigError
         The node carries neither settings nor a place in a simulation, or its settings are wrong.
     """
+    place = _place(context)
+    return load_site_config(place) if isinstance(place, Path) else place.plan.settings
+
+
+@dataclass(frozen=True)
+class _Simulated:
+    """A hospital of a simulation, and the run folder that it belongs to."""
+
+    plan: SitePlan
+    run_folder: Path
+
+
+def _place(context: Context) -> Path | _Simulated:
+    """Return where a real node's settings lie, or a virtual node's part of the simulation plan."""
     node: Mapping[str, object] = context.node_config
     if SITE_CONFIG_KEY in node:
-        return load_site_config(Path(str(node[SITE_CONFIG_KEY])))
+        return Path(str(node[SITE_CONFIG_KEY]))
     path = plan_path(context.run_config)
     if "partition-id" in node and path is not None:
-        return load_plan(path).sites[int(str(node["partition-id"]))].settings
+        plan = load_plan(path)
+        return _Simulated(plan.sites[int(str(node["partition-id"]))], plan.run_folder)
     raise ConfigError(f"node: carries neither {SITE_CONFIG_KEY} nor partition-id with a run's {PLAN_KEY}")
 
 
@@ -72,30 +87,21 @@ def resolve_site(context: Context, settings: RunConfig) -> Site:
     ConfigError
         The node carries neither, or the run asks a real node to read a simulation plan.
     """
-    node: Mapping[str, object] = context.node_config
-    if SITE_CONFIG_KEY in node:
+    place = _place(context)
+    if isinstance(place, Path):
         if PLAN_KEY in context.run_config:
             raise ConfigError("run configuration: a real site does not read a simulation plan")
-        return _real_site(Path(str(node[SITE_CONFIG_KEY])), settings.spacing_mm, settings.purpose)
-    path = plan_path(context.run_config)
-    if "partition-id" in node and path is not None:
-        plan = load_plan(path)
-        chosen = plan.sites[int(str(node["partition-id"]))]
-        own = plan.run_folder / "work" / "sites" / chosen.settings.site
-        return Site(chosen.settings.model_copy(update={"state": own}), chosen.cases)
-    raise ConfigError(f"node: carries neither {SITE_CONFIG_KEY} nor partition-id with a run's {PLAN_KEY}")
+        return _real_site(place, settings.spacing_mm, settings.purpose)
+    own = place.run_folder / "work" / "sites" / place.plan.settings.site
+    return Site(place.plan.settings.model_copy(update={"state": own}), place.plan.cases)
 
 
 def site_of(context: Context) -> str:
-    """Return the site's name for messages that are sent before, or instead of, reading its data."""
-    node: Mapping[str, object] = context.node_config
-    if SITE_CONFIG_KEY in node:
-        return Path(str(node[SITE_CONFIG_KEY])).stem
-    path = plan_path(context.run_config)
-    if "partition-id" in node and path is not None:
-        sites = load_plan(path).sites
-        return sites[int(str(node["partition-id"]))].settings.site
-    return "unknown"
+    """Return the site's name; ``unknown`` where its settings cannot be read: a refusal is due even so."""
+    try:
+        return resolve_config(context).site
+    except ConfigError:
+        return "unknown"
 
 
 @lru_cache(maxsize=1)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedglioma.config.site import SiteConfig
-from fedglioma.errors import ConfigError, IdentityError, PolicyError
-from fedglioma_client.ends import FAILED, FINISHED
+from fedglioma.errors import ConfigError, FedGliomaError, IdentityError, PolicyError
+from fedglioma_client.ends import BROKEN, FAILED, FINISHED
 from fedglioma_client.reach import RETRIED, Door, Knock, knock
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,8 @@ def join(
         The server is not the consortium's, or does not know this site's key any more.
     PolicyError
         The server runs another version than this site installed.
+    FedGliomaError
+        The site's audit log is broken.
     """
     backoff, said = Backoff(), ""
     while True:
@@ -101,6 +103,10 @@ def _require_hope(code: int) -> None:
     for kind in (ConfigError, IdentityError):
         if code == kind.exit_code:
             raise kind("the node cannot start; the reason stands above")
+    if code == BROKEN:
+        raise FedGliomaError(
+            "the audit log is broken, and nothing goes on without it; the reason stands above"
+        )
 
 
 def _say(found: Knock, said: str, wait_s: float) -> str:
@@ -154,4 +160,6 @@ def _how(code: int) -> str:
         return f"killed by {name}" + (", out of memory?" if name == "SIGKILL" else "")
     if code in (0, FAILED):
         return "the server or the network closed it"
+    if code == FedGliomaError.exit_code:
+        return "this site cannot go on; the reason stands above"
     return f"exit code {code}; the reason stands above"

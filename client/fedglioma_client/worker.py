@@ -40,6 +40,7 @@ from fedglioma.wire import (
     payload_bytes,
     reply_to,
 )
+from fedglioma_client.gauges import Phase
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Worker:
     journal : callable
         Told of what was offered, accepted, refused and sent.
     phase : callable
-        Told of what the worker does: wait, train.
+        Told of what the worker does.
     """
 
     state: NodeState
@@ -76,7 +77,7 @@ class Worker:
     node_config: dict[str, str]
     site: str
     journal: Journal
-    phase: Callable[[str], None] = lambda _name: None
+    phase: Callable[[Phase], None] = lambda _name: None
     finished: threading.Event = field(default_factory=threading.Event)
     last_reply: str = ""
 
@@ -137,7 +138,7 @@ class Worker:
             self.journal("refused", **what, reason="given up: the server asked something else meanwhile")
             return
         self.journal("sent", **what, digests=[number], bytes=size)
-        if asked.message_type == FINISHED:
+        if asked.message_type == FINISHED and reply.has_content() and not is_refusal(reply.content):
             self.finished.set()
 
     def _reply(self, message: Message, run: Run | None) -> Message:

@@ -1,8 +1,8 @@
 """RunConfig: what the coordinator decides for all sites of one run.
 
-One flat table of scalars, because Flower's run configuration is one; keys there and in YAML may be
-written with hyphens or underscores. Defaults are the MDPNet paper's recipe with the decisions of its
-specification (batch 2, Adam, 1e-4, crop 128, width 16, group normalisation).
+One flat table of scalars; keys in YAML may be written with hyphens or underscores. Defaults are the
+MDPNet paper's recipe with the decisions of its specification (batch 2, Adam, 1e-4, crop 128, width 16,
+group normalisation).
 """
 
 from collections.abc import Mapping
@@ -170,24 +170,14 @@ class RunConfig(Frozen):
         return self.lr * float((1 - epoch / (self.rounds * self.local_epochs)) ** 0.9)
 
     @classmethod
-    def from_flower(cls, table: Mapping[str, Any]) -> Self:
-        """Return the settings in a Flower run configuration.
+    def from_mapping(cls, table: Mapping[str, Any], place: str) -> Self:
+        """Return checked settings; ``place`` is what an error names.
 
         Raises
         ------
         ConfigError
             A key is unknown or a value is not allowed.
         """
-        return cls.from_mapping(table, "run configuration")
-
-    @classmethod
-    def from_file(cls, path: Path) -> Self:
-        """Return the settings in a YAML file; its ``run:`` table where there is one."""
-        return cls.from_mapping(run_table(path), str(path))
-
-    @classmethod
-    def from_mapping(cls, table: Mapping[str, Any], place: str) -> Self:
-        """Return checked settings; ``place`` is what an error names."""
         return checked(cls, _with_underscores(table), place)
 
 

@@ -4,8 +4,9 @@ Paths in the file are relative to the file, as in a site's settings.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -64,8 +65,17 @@ class ServerConfig(Frozen):
         return self
 
 
-def load_server_config(path: Path) -> ServerConfig:
+def load_server_config(
+    path: Path, changes: Mapping[str, Any] | None = None, given: Mapping[str, Any] | None = None
+) -> ServerConfig:
     """Return the server's settings, with absolute paths.
+
+    Parameters
+    ----------
+    path : Path
+        server.yaml.
+    changes, given : mapping, optional
+        Settings of the server and of the run that replace those of the file; None leaves the file's.
 
     Raises
     ------
@@ -76,7 +86,10 @@ def load_server_config(path: Path) -> ServerConfig:
     run = table.get("run")
     if run is not None and not isinstance(run, dict):
         raise ConfigError(f"{path}: run: holds 'key: value' lines, this one holds {type(run).__name__}")
-    config = checked(ServerConfig, table, str(path))
+    replaced = {name: value for name, value in (changes or {}).items() if value is not None}
+    place = f"{path} with the options given" if replaced or given else str(path)
+    settings = RunConfig.from_mapping({**(run or {}), **(given or {})}, f"{place}: run")
+    config = checked(ServerConfig, {**table, **replaced, "run": settings}, place)
     base = path.resolve().parent
     places = {name: getattr(config, name) for name in ("certificate", "key", "ca", "sites", "out", "cache")}
     absolute = {name: None if place is None else _below(base, place) for name, place in places.items()}

@@ -5,30 +5,19 @@ Paths in the file are relative to the file, so that a folder of settings can be 
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 from unicodedata import combining, normalize
 
 from pydantic import Field, field_validator
 
 from fedglioma.case import Frozen
 from fedglioma.config.reading import checked, read_yaml
+from fedglioma.config.run import Payload, Strategy
 from fedglioma.errors import ConfigError, PolicyError
 
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 SMALL_CELL_LIMIT = 5
 MOST_PROCESSES = 256
-STRATEGIES = (
-    "fedavg",
-    "fedprox",
-    "fedavgm",
-    "fedadam",
-    "fedyogi",
-    "fedbn",
-    "median",
-    "trimmed_mean",
-    "multikrum",
-)
-PAYLOADS = ("float32", "bfloat16", "int8")
 SERVER_ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):(\d{1,5})")
 
 
@@ -36,8 +25,8 @@ class Policy(Frozen):
     """What the site agrees to do, whatever the coordinator asks for."""
 
     models: tuple[str, ...] = ("mdpnet",)
-    strategies: tuple[str, ...] = STRATEGIES
-    payloads: tuple[str, ...] = PAYLOADS
+    strategies: tuple[str, ...] = get_args(Strategy)
+    payloads: tuple[str, ...] = get_args(Payload)
     purposes: tuple[str, ...] = ("research",)
     max_rounds: int = Field(default=1000, ge=1)
     max_local_epochs: int = Field(default=20, ge=1)

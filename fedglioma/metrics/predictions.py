@@ -1,6 +1,7 @@
 """What a model said of a set of cases, as arrays and as ``evaluation/predictions.csv``."""
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from fedglioma.case import GENES, UNKNOWN
 from fedglioma.errors import DataError, FedGliomaError
+from fedglioma.newfile import replacing
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -88,17 +90,17 @@ class Predictions:
         Which cases are of one patient is not written: the file names nobody, not even by a pattern.
         Probabilities keep all their digits, so that what is computed from the file agrees exactly.
         """
-        part = path.with_name(f".{path.name}.part")
-        with part.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            for i in range(len(self)):
-                cells: list[str] = [str(i + 1), self.sites[i], self.modalities[i], self.split[i]]
-                for label, probability in zip(self.labels[i], self.probabilities[i], strict=True):
-                    cells.append("" if label == UNKNOWN else str(int(label)))
-                    cells.append(repr(float(probability)))
-                writer.writerow(cells)
-        part.replace(path)
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for i in range(len(self)):
+            cells: list[str] = [str(i + 1), self.sites[i], self.modalities[i], self.split[i]]
+            for label, probability in zip(self.labels[i], self.probabilities[i], strict=True):
+                cells.append("" if label == UNKNOWN else str(int(label)))
+                cells.append(repr(float(probability)))
+            writer.writerow(cells)
+        with replacing(path) as file:
+            file.write(table.getvalue().encode())
 
 
 def read_csv(path: Path) -> Predictions:

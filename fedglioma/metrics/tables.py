@@ -11,6 +11,7 @@ from fedglioma.metrics.bootstrap import CONFIDENCE, RESAMPLES
 from fedglioma.metrics.genotype import GeneMetrics, gene_metrics
 from fedglioma.metrics.predictions import Predictions
 from fedglioma.metrics.who import WhoTable, who_table
+from fedglioma.newfile import replacing
 
 SCHEMA_VERSION = 1
 
@@ -39,9 +40,8 @@ class Evaluation(Frozen):
 
     def write(self, path: Path) -> None:
         """Write ``metrics.json``; a value that does not exist is ``null`` with its reason beside it."""
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        part.replace(path)
+        with replacing(path) as file:
+            file.write(self.model_dump_json(indent=2).encode() + b"\n")
 
 
 def evaluate(

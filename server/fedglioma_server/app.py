@@ -1,4 +1,4 @@
-"""ServerApp: builds the coordinator from the context and runs the federation."""
+"""ServerApp: builds a simulation's coordinator from the context and runs its federation."""
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -10,7 +10,7 @@ from fedglioma_server.federation import Finished, run_federation
 
 
 def resolve_coordinator(context: Context) -> Coordinator:
-    """Return the coordinator of a run.
+    """Return the coordinator of a simulation.
 
     Raises
     ------
@@ -20,8 +20,8 @@ def resolve_coordinator(context: Context) -> Coordinator:
     path = plan_path(context.run_config)
     if path is None:
         raise ConfigError(
-            f"run configuration: no {PLAN_KEY}; this version runs federations on one machine "
-            "(fedglioma-server simulate)"
+            f"run configuration: no {PLAN_KEY}; 'fedglioma-server simulate' sets it, "
+            "'fedglioma-server start' runs a federation of hospitals"
         )
     return Coordinator.of_plan(load_plan(path))
 

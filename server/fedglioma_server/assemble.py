@@ -5,6 +5,7 @@ update. Here it is once.
 """
 
 import json
+from dataclasses import dataclass
 from typing import cast
 
 from flwr.app import Array, ArrayRecord, Message
@@ -30,7 +31,7 @@ def assemble(store: SpoolStore, object_id: str, *, most_bytes: int) -> Message:
     Parameters
     ----------
     most_bytes : int
-        Bytes that one array may say it has; looked at before anything is allocated.
+        Bytes that all its arrays together may say they have; looked at before any is allocated.
 
     Raises
     ------
@@ -40,7 +41,7 @@ def assemble(store: SpoolStore, object_id: str, *, most_bytes: int) -> Message:
         An object cannot be read from disk.
     """
     try:
-        found = _inflate(store, object_id, {}, 0, most_bytes)
+        found = _inflate(store, object_id, {}, 0, _Budget(most_bytes))
     except OSError:
         raise
     except Exception as error:  # a hostile object makes the decoders raise nearly anything
@@ -50,8 +51,20 @@ def assemble(store: SpoolStore, object_id: str, *, most_bytes: int) -> Message:
     return found
 
 
+@dataclass
+class _Budget:
+    """Bytes that the rest of a message's arrays may have."""
+
+    left: int
+
+    def take(self, size: int) -> None:
+        if size > self.left:
+            raise ValueError("its arrays are larger than any update")
+        self.left -= size
+
+
 def _inflate(
-    store: SpoolStore, object_id: str, done: dict[str, InflatableObject], depth: int, most_bytes: int
+    store: SpoolStore, object_id: str, done: dict[str, InflatableObject], depth: int, budget: _Budget
 ) -> InflatableObject:
     if object_id in done:
         return done[object_id]
@@ -61,9 +74,9 @@ def _inflate(
     kind, children, _ = get_object_head_values_from_object_content(content)
     found: InflatableObject
     if kind == Array.__qualname__:
-        found = _array(store, content, children, most_bytes)
+        found = _array(store, content, children, budget)
     else:
-        parts = {child: _inflate(store, child, done, depth + 1, most_bytes) for child in children}
+        parts = {child: _inflate(store, child, done, depth + 1, budget) for child in children}
         if kind == ArrayRecord.__qualname__:
             found = _array_record(content, parts)
         else:
@@ -85,15 +98,14 @@ def _array_record(content: bytes, parts: dict[str, InflatableObject]) -> ArrayRe
     return record
 
 
-def _array(store: SpoolStore, content: bytes, children: list[str], most_bytes: int) -> Array:
+def _array(store: SpoolStore, content: bytes, children: list[str], budget: _Budget) -> Array:
     if len(content) > LARGEST_TABLE:
         raise ValueError("the table of an array's chunks is too large")
     told = json.loads(get_object_body(content, Array))
     order = [children[index] for index in told["arraychunk_ids"]]
     sizes = {child: store.body_size(child) for child in set(order)}
     total = sum(sizes[child] for child in order)
-    if total > most_bytes:  # a chunk may stand more than once, so a small message can name a large array
-        raise ValueError("an array is larger than any update")
+    budget.take(total)  # a chunk may stand more than once, so a small message can name large arrays
     buffer = bytearray(total)
     start = 0
     for child in order:

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedglioma.errors import ConfigError, IdentityError
+from fedglioma.nodekey import read_file
 
 CLOCK_SKEW = timedelta(hours=1)
 """A hospital's clock may be this far behind."""
@@ -129,7 +130,7 @@ def read_certificate(path: Path) -> Certificate:
         The file cannot be read or holds no certificate.
     """
     try:
-        return x509.load_pem_x509_certificate(_read(path))
+        return x509.load_pem_x509_certificate(read_file(path, "certificate"))
     except ValueError:
         raise IdentityError(f"{path}: not a certificate in PEM form, or damaged") from None
 
@@ -145,7 +146,7 @@ def read_key(path: Path) -> Key:
         The file cannot be read or holds no such key.
     """
     try:
-        key = serialization.load_pem_private_key(_read(path), password=None)
+        key = serialization.load_pem_private_key(read_file(path), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise IdentityError(f"{path}: not an unprotected private key in PEM form, or damaged") from None
     if not isinstance(key, Key) or not isinstance(key.curve, ec.SECP384R1):
@@ -265,12 +266,3 @@ def _usage(*allowed: str) -> x509.KeyUsage:
         *("key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
     )
     return x509.KeyUsage(**{use: use in allowed for use in every})
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; it is needed for this") from None
-    except OSError as error:
-        raise IdentityError(f"{path}: cannot be read ({error.strerror}); correct its owner or mode") from None

@@ -53,6 +53,10 @@ class Combiner:
         """Return how many updates the strategy needs to keep its promise."""
         return 1
 
+    def quorum(self) -> int:
+        """Return how many usable updates a round needs: the agreed quorum, or more for the strategy."""
+        return max(self.settings.quorum, self.least())
+
     def combine(self, updates: Sequence[Update], sent: FlatArrays) -> Combined:
         """Return the new weights, from updates in the order of the sites' names.
 

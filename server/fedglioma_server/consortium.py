@@ -19,8 +19,39 @@ from fedglioma.errors import ConfigError, IdentityError
 from fedglioma.newfile import PART, new_folder, sweep, sync, write_new
 from fedglioma.nodekey import read_public_key, short_fingerprint
 
-REVOKED_NAME = re.compile(rf"({SITE_NAME.pattern})-[0-9a-f]{{8}}\.pub")
+REVOKED = "revoked"
+FINGERPRINTED = re.compile(rf"({SITE_NAME.pattern})-[0-9a-f]{{8}}")
 PENDING = ".next-"
+
+
+def allowed_keys(folder: Path) -> dict[str, bytes]:
+    """Return the public key of each site in a folder of ``<site>.pub``, sites in order of name.
+
+    Raises
+    ------
+    IdentityError
+        A file of the folder is no P-384 public key, or not named as a site.
+    """
+    keys = {}
+    for path in _public_files(folder):
+        if not SITE_NAME.fullmatch(path.stem):
+            raise IdentityError(f"{path}: {path.stem!r} is no site's name; rename or remove the file")
+        keys[path.stem] = read_public_key(path)
+    return keys
+
+
+def revoked_keys(folder: Path) -> dict[bytes, str]:
+    """Return the site of each public key in ``revoked/`` below such a folder.
+
+    Files there are ``<site>-<fingerprint>.pub``, or as somebody named them who moved them by hand.
+    """
+    found = {path: FINGERPRINTED.fullmatch(path.stem) for path in _public_files(folder / REVOKED)}
+    return {read_public_key(path): match[1] if match else path.stem for path, match in found.items()}
+
+
+def _public_files(folder: Path) -> list[Path]:
+    """Return a folder's key files; what begins with a dot is another program's, or half written."""
+    return sorted(folder.glob("[!.]*.pub"))
 
 
 @dataclass(frozen=True)
@@ -62,7 +93,7 @@ class Consortium:
     @property
     def revoked(self) -> Path:
         """Folder of the public keys that may not join any more."""
-        return self.sites / "revoked"
+        return self.sites / REVOKED
 
     @property
     def kits(self) -> Path:
@@ -98,17 +129,11 @@ class Consortium:
         IdentityError
             A file of the folder is no P-384 public key, or not named as a site.
         """
-        keys = {}
-        for path in sorted(self.sites.glob("[!.]*.pub")):
-            if not SITE_NAME.fullmatch(path.stem):
-                raise IdentityError(f"{path}: {path.stem!r} is no site's name; rename or remove the file")
-            keys[path.stem] = read_public_key(path)
-        return keys
+        return allowed_keys(self.sites)
 
     def revoked_keys(self) -> dict[bytes, str]:
         """Return the site of each public key that may not join any more."""
-        found = {path: REVOKED_NAME.fullmatch(path.name) for path in sorted(self.revoked.glob("*.pub"))}
-        return {read_public_key(path): match[1] for path, match in found.items() if match}
+        return revoked_keys(self.sites)
 
     def port(self) -> int:
         """Return the port in the server's settings, where there is one, else the usual."""

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedglioma_server.gate import Receive, Scope, Send
+from fedglioma.newfile import PRIVATE, replacing
+from fedglioma_server.gate import Receive, Scope, Send, answer
 from fedglioma_server.handle import LOOPBACK, Handle, handle_file
 from fedglioma_server.link import Address, serving
 from fedglioma_server.runfolder import RunFolder
@@ -28,17 +29,15 @@ class Control:
         if scope["type"] != "http":
             return
         given = dict(scope["headers"]).get(b"authorization", b"")
-        code, body = 404, b""
+        code, parts = 404, []
         if hmac.compare_digest(given, f"Bearer {self.secret}".encode()):
             call = (scope["method"], scope["path"])
             if call == ("GET", "/status"):
-                code, body = 200, json.dumps(self._status(), allow_nan=False).encode()
+                code, parts = 200, [json.dumps(self._status(), allow_nan=False).encode()]
             elif call == ("POST", "/stop"):
                 self._stop()
-                code, body = 200, b"{}"
-        headers = [(b"content-length", str(len(body)).encode()), (b"content-type", b"application/json")]
-        await send({"type": "http.response.start", "status": code, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+                code, parts = 200, [b"{}"]
+        await answer(send, code, *parts)
 
     @contextmanager
     def listening(self, folder: RunFolder) -> Iterator[int]:
@@ -55,8 +54,5 @@ class Control:
 
 def _write_secret(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.unlink(missing_ok=True)
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    temporary.replace(path)
+    with replacing(path, mode=PRIVATE) as file:
+        file.write(text.encode())

@@ -35,7 +35,8 @@ class Coordinator:
     ``members`` gives the nodes that may take part and their sites, whether or not they are connected;
     None where the engine's nodes are all there are (simulations). ``expected`` are the sites that the
     start waits for (none named: all). ``audit`` hears what happens, and ``audit_head`` is what its log
-    ends with, which travels with every round. ``stop_asked`` is asked after every round.
+    ends with, which travels with every round. ``stop_asked`` is asked after every round. ``usable`` is
+    told of each site whose update of the round can be used, while others are still waited for.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class Coordinator:
     audit: Audit = _unheard
     audit_head: Callable[[], str] = lambda: ""
     stop_asked: Callable[[], bool] = lambda: False
+    usable: Callable[[str], None] = lambda _site: None
 
     @classmethod
     def of_plan(cls, plan: SimulationPlan) -> "Coordinator":

@@ -32,6 +32,11 @@ class Outcome(StrEnum):
     REVOKED = "revoked"
 
 
+def brought_its_key(kit: Path) -> bool:
+    """Return whether a kit is there and holds no private key, because its site has it."""
+    return kit.exists() and not (kit / PRIVATE_NAME).exists()
+
+
 @dataclass(frozen=True)
 class Enrolled:
     """A site after the command."""
@@ -45,7 +50,7 @@ class Enrolled:
     @property
     def own_key(self) -> bool:
         """Whether the kit is there and holds no private key."""
-        return self.kit is not None and not (self.kit / PRIVATE_NAME).exists()
+        return self.kit is not None and brought_its_key(self.kit)
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def check(wishes: Wishes, folder: Consortium) -> None:
     for site, public in wishes.add.items():
         _check_addition(site, public, keys, barred)
     for site, public in wishes.renew.items():
-        if public is None and _brought_its_key(folder, site):
+        if public is None and brought_its_key(folder.kit(site)):
             raise ConfigError(
                 f"--renew-site {site}: the site made its own key; ask for a new public key and give it "
                 f"with --site-key {site}=FILE"
@@ -174,8 +179,3 @@ def _check_ownership(
             raise IdentityError(
                 f"--site-key {site}: this key is {owner}'s ({fingerprint(public)}); every site needs its own"
             )
-
-
-def _brought_its_key(folder: Consortium, site: str) -> bool:
-    kit = folder.kit(site)
-    return kit.exists() and not (kit / PRIVATE_NAME).exists()

@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 
 from fedglioma.case import Gene
 from fedglioma.counts import global_counts
+from fedglioma.machine import return_free_memory
 from fedglioma.training.learner import Learner, initial_learner, layout_of
 from fedglioma.weights import FlatArrays, pack, to_record
 from fedglioma.wire import StatisticsReply
@@ -71,6 +72,7 @@ def run_federation(grid: Grid, coordinator: Coordinator, finished: Finished = la
         spool=Spool(folder.work / "updates", folder.updates if settings.keep_updates else None),
         run=folder.key(),
         done=done,
+        usable=coordinator.usable,
     )
     if done:
         strategy.restore(checkpoints.load_state(done))
@@ -105,9 +107,11 @@ def run_federation(grid: Grid, coordinator: Coordinator, finished: Finished = la
 def _between(initial: ArrayRecord, roll: Roll) -> None:
     """Between two rounds: let go of the weights that the run began with, and ask who came late.
 
-    Flower's loop would hold the first weights to its end.
+    Flower's loop would hold the first weights to its end. What many sites' objects left free in the heap
+    would count on top of the next round's.
     """
     initial.clear()
+    return_free_memory()
     roll.call_late()
 
 

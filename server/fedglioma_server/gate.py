@@ -48,6 +48,7 @@ HELLO_AGE_S = 300.0
 BODY_S = 300.0
 """Seconds that one object of a few megabytes may take to come."""
 _OVERHEAD = 64 * 1024
+_PIECE = 256 * 1024
 
 CALLER: contextvars.ContextVar[str] = contextvars.ContextVar("caller", default="")
 """The site whose key a request carries; Flower has verified the signature before a handler reads this."""
@@ -70,7 +71,7 @@ class ObjectLane(Protocol):
         ...
 
     async def answer(
-        self, path: str, headers: list[tuple[bytes, bytes]], body: bytes
+        self, path: str, headers: list[tuple[bytes, bytes]], body: bytearray
     ) -> tuple[int, str, list[bytes]]:
         """Return status, media type and the parts of the body."""
         ...
@@ -124,7 +125,7 @@ class Gate:
             return
         path, headers = str(scope["path"]), dict(scope["headers"])
         if scope["method"] == "GET" and path == HEALTH:
-            await _answer(send, 204)
+            await answer(send, 204)
             return
         standing, site = self._caller(headers)
         if scope["method"] != "POST" or standing == "unknown":
@@ -143,18 +144,18 @@ class Gate:
         size = headers.get(b"content-length", b"")
         if not size.isdigit() or int(size) > self._most:
             self._count("too large")
-            await _answer(send, 413 if size.isdigit() else 411)
+            await answer(send, 413 if size.isdigit() else 411)
             return
         self.traffic.last_seen[site] = time.time()
         self.traffic.received[site] = self.traffic.received.get(site, 0) + int(size)
         CALLER.set(site)
         if self._lane is not None and path in self._lane.paths:
-            body = await _body(receive)
+            body = await _body(receive, int(size))
             if body is None:
                 self._count("cut off")
                 return
             code, media, parts = await self._lane.answer(path, list(scope["headers"]), body)
-            await _answer(send, code, *parts, media=media)
+            await answer(send, code, *parts, media=media)
             return
         await self._app(scope, receive, send)
 
@@ -171,11 +172,11 @@ class Gate:
         told: dict[str, object] = {"site": site, "standing": standing}
         if standing == "member":
             told |= self._hello(site)
-        await _answer(send, 200, json.dumps(told).encode())
+        await answer(send, 200, json.dumps(told).encode())
 
     async def _closed(self, send: Send, why: str) -> None:
         self._count(why)
-        await _answer(send, 404)
+        await answer(send, 404)
 
     def _count(self, why: str) -> None:
         self.traffic.turned_away[why] = self.traffic.turned_away.get(why, 0) + 1
@@ -196,28 +197,38 @@ def signed_lately(headers: dict[bytes, bytes]) -> bool:
         return False
 
 
-async def _body(receive: Receive) -> bytes | None:
-    """Return a request's body, whose length was looked at before; None where it does not come whole."""
-    parts = []
+async def _body(receive: Receive, size: int) -> bytearray | None:
+    """Return a request's body of the size that was stated; None where it does not come so, or not in time.
+
+    Filled piece by piece: a list of the pieces and their join would be held twice, for every call at once.
+    """
+    body = bytearray(size)
+    filled = 0
     more = True
     try:
         async with asyncio.timeout(BODY_S):
             while more:
                 message = await receive()
-                if message["type"] == "http.disconnect":
+                piece = message.get("body", b"")
+                if message["type"] == "http.disconnect" or filled + len(piece) > size:
                     return None
-                parts.append(message.get("body", b""))
+                body[filled : filled + len(piece)] = piece
+                filled += len(piece)
                 more = message.get("more_body", False)
     except TimeoutError:
         return None
-    return b"".join(parts)
+    return body if filled == size else None
 
 
-async def _answer(send: Send, status: int, *parts: bytes, media: str = "application/json") -> None:
+async def answer(send: Send, status: int, *parts: bytes, media: str = "application/json") -> None:
+    """Send a whole answer: status, media type, and the body in parts."""
     headers = [(b"content-length", str(sum(map(len, parts))).encode())]
     if parts:
         headers.append((b"content-type", media.encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     for part in parts:
-        await send({"type": "http.response.body", "body": part, "more_body": True})
+        # In pieces: what is handed over at once is held a second time, encrypted, until it has gone.
+        for start in range(0, len(part), _PIECE):
+            piece = part[start : start + _PIECE]
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})

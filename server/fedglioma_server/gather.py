@@ -217,7 +217,7 @@ def _settings(name: str, data: Path, defaults: SiteDefaults) -> SiteConfig:
 
 
 def summarise(
-    exclusions: Sequence[Finding], warnings: Sequence[Finding], patients: Iterable[str] = ()
+    exclusions: Sequence[Finding], warnings: Sequence[Finding], patients: Iterable[str]
 ) -> list[DataIssue]:
     """Return findings counted by site and reason, the patients' ids taken out of the words.
 

@@ -4,23 +4,19 @@ Labels are ``site``, ``run_id``, ``phase`` and a few short codes; no patient, no
 """
 
 import math
-import re
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from fedglioma.case import Gene
-from fedglioma.scrape import SECONDS, new_registry, serve
+from fedglioma.scrape import SECONDS, new_registry
+from fedglioma.wire import PHASES as SITE_PHASES
 from fedglioma_server.records import HeldOutRound, RoundRecord, SiteRound
 
-__all__ = ["ServerGauges", "serve"]
-
-CODE = re.compile(r"[a-z][a-z0-9_]{0,31}")
 TAKEN = frozenset({"ok", "idle"})
 """States of a site whose round brought no rejection."""
 REASONS = ("error", "refused", "no_reply", "late")
 PHASES = {"sites": "wait", "aggregate": "aggregate", "evaluate": "evaluate", "checkpoint": "checkpoint"}
 """The server's phases in rounds.jsonl -> the label."""
-SITE_PHASES = ("download", "train", "upload")
 
 
 class ServerGauges:
@@ -113,9 +109,9 @@ class ServerGauges:
         """Show when a site was last heard, in seconds since 1970."""
         self._seen.labels(self.run_id, site).set(timestamp)
 
-    def rejected(self, code: str) -> None:
-        """Count an update that no round's line has, as a late one; free text counts as ``other``."""
-        self._rejected.labels(self.run_id, code if CODE.fullmatch(code) else "other").inc()
+    def rejected(self, reason: str) -> None:
+        """Count an update that was not used, by one of ``REASONS``."""
+        self._rejected.labels(self.run_id, reason).inc()
 
     def _show_site(self, name: str, site: SiteRound) -> None:
         self._bytes.labels(self.run_id, name, "down").set(site.bytes_down)

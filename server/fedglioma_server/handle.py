@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedglioma.errors import ConfigError, FedGliomaError
 from fedglioma_server.runfolder import RunFolder
@@ -22,7 +22,7 @@ class Handle(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    port: int
+    port: int = Field(ge=1, le=65535)
     secret: str
     pid: int
 
@@ -40,7 +40,7 @@ def ask(folder: RunFolder, method: str, call: str) -> dict[str, Any] | None:
     ConfigError
         The handle is damaged or may not be read.
     FedGliomaError
-        A server runs there but does not answer.
+        A server runs there but does not answer, or failed to do what was asked.
     """
     path = handle_file(folder)
     try:
@@ -63,6 +63,11 @@ def ask(folder: RunFolder, method: str, call: str) -> dict[str, Any] | None:
         raise FedGliomaError(
             f"the server (process {handle.pid}) does not answer ({type(error).__name__})"
         ) from None
-    if answer.status_code != httpx.codes.OK:
-        return None  # the port now belongs to another program
-    return dict(answer.json())
+    if answer.is_server_error:
+        raise FedGliomaError(
+            f"the server (process {handle.pid}) failed to answer {call} ({answer.status_code}); see its log"
+        )
+    try:
+        return dict(answer.json()) if answer.is_success else None
+    except (ValueError, TypeError):
+        return None  # as with any other code: the port now belongs to another program

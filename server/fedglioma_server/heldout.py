@@ -30,17 +30,10 @@ from fedglioma.weights import from_record, unpack
 from fedglioma_server.checkpoint import Checkpoints
 from fedglioma_server.records import HeldOutRound, RoundRecord, write_rounds
 from fedglioma_server.runfolder import RunFolder
+from fedglioma_server.runstatus import Stopped
 from fedglioma_server.strategy import RoundStrategy
 
 logger = logging.getLogger(__name__)
-
-
-class Stopped(Exception):
-    """A run ended after a complete round because somebody asked for it; it can be continued."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped after round {number}")
-        self.number = number
 
 
 def measure(scores: Scores, learner: Learner) -> HeldOutRound:
@@ -131,8 +124,8 @@ class HeldOut:
             return None
         self._complete(number, record)
         if self.stop_asked():
-            raise Stopped(number)
-        if server_round > 0:
+            raise Stopped
+        if server_round > 0 and number < self.strategy.settings.rounds:
             self.between()
         return None
 

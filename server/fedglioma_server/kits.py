@@ -28,7 +28,6 @@ from fedglioma_server.authority import (
 CA_NAME = "ca.pem"
 SUMS_NAME = "SHA256SUMS"
 README_NAME = "README.md"
-CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.main import create_app
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fedglioma.bundle import build_bundle
 from fedglioma.errors import ConfigError, FedGliomaError, IdentityError
@@ -35,7 +36,9 @@ from fedglioma_server.objects import SpoolStore
 logger = logging.getLogger(__name__)
 
 MOST_CONNECTIONS = 512
-"""A site has a few; beyond it callers hear 503 and try again, and no descriptor is left for nobody."""
+"""A site has a few. Requests on further ones are answered with 503 until others are closed."""
+HEADERS_S = 15.0
+"""Seconds for a request's headers; a connection that does not bring them is closed, for it counts too."""
 _START_S = 30.0
 _KEEP_ALIVE_S = 75
 _SLACK_OBJECTS = 64
@@ -49,6 +52,32 @@ class Address:
     port: int
     certificate: Path | None = None
     key: Path | None = None
+
+
+class _Hurried(HttpToolsProtocol):
+    """A connection that is closed where no request comes, which uvicorn itself would wait for."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._hurry(True)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._hurry(not self.cycle or self.cycle.response_complete)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._hurry(False)
+        super().connection_lost(exc)
+
+    def _hurry(self, waiting: bool) -> None:
+        """Start the clock where a request's headers are awaited and it does not run yet, else stop it."""
+        if waiting and self._deadline is None:
+            self._deadline = self.loop.call_later(HEADERS_S, self.transport.abort)
+        elif not waiting and self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
 
 class _Listener(uvicorn.Server):
@@ -137,6 +166,7 @@ def serving(app: App, address: Address) -> Iterator[int]:
     listener = _Listener(
         uvicorn.Config(
             app,
+            http=_Hurried,
             log_level="warning",
             log_config=None,
             access_log=False,

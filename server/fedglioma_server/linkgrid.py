@@ -6,7 +6,6 @@ every site: its reply, or an error that says why there is none.
 """
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -26,11 +25,12 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedglioma.errors import FedGliomaError, ProtocolError
-from fedglioma.wire import STATISTICS, TRAIN, is_refusal
+from fedglioma.wire import STATISTICS, TRAIN
 from fedglioma_server.assemble import assemble
 from fedglioma_server.grid import OwnGrid
-from fedglioma_server.heldout import Stopped
 from fedglioma_server.linkstate import SiteLinkState
+from fedglioma_server.runstatus import Stopped
+from fedglioma_server.sitewords import site_words
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ _FOREVER_S = 10 * 365 * 86400.0
 
 @dataclass
 class Terms:
-    """When a round ends before its deadline: the quorum has answered and the grace is over."""
+    """When a round ends before its deadline: a quorum of usable updates is here and the grace is over."""
 
     quorum: int = 0
     grace_s: float | None = None
@@ -84,8 +84,6 @@ class LinkGrid(OwnGrid):
     sent, answered : callable, optional
         Told of every message sent (site, round, digest, again) and every answer taken (site, round,
         digest); the audit log listens.
-    interrupted : threading.Event, optional
-        Once set, waiting ends with ``KeyboardInterrupt``.
     stopping : callable, optional
         Once true, waiting for sites to join ends with ``Stopped``.
     """
@@ -98,7 +96,6 @@ class LinkGrid(OwnGrid):
         *,
         sent: Callable[[str, str, str, bool], None] = lambda _site, _round, _digest, _again: None,
         answered: Callable[[str, str, str], None] = lambda _site, _round, _digest: None,
-        interrupted: threading.Event | None = None,
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self.state = state
@@ -108,7 +105,7 @@ class LinkGrid(OwnGrid):
         self._run_id = run_id
         self._sent = sent
         self._answered = answered
-        self._interrupted = interrupted or threading.Event()
+        self._usable: set[str] = set()
         # Flower lets a message be made only inside a task; this process is the server app's.
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run_id, 1, SUPERLINK_NODE_ID
 
@@ -143,6 +140,10 @@ class LinkGrid(OwnGrid):
                 replies.append(reply)
         return replies
 
+    def usable(self, site: str) -> None:
+        """Count a site whose update of this round can be used; the strategy says so from its own thread."""
+        self._usable.add(site)
+
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
@@ -161,12 +162,15 @@ class LinkGrid(OwnGrid):
         self.watch = Watch(round=waiting[0].message.metadata.group_id)
         kind = waiting[0].message.metadata.message_type
         training, joining = kind == TRAIN, kind == STATISTICS
-        usable, enough_since = 0, None
+        self._usable = set()
+        enough_since = None
         while waiting:
             self._require_life()
             now = time.monotonic()
             if joining and self.stopping():
-                raise Stopped(0)
+                raise Stopped
+            if training and enough_since is None and 0 < self.terms.quorum <= len(self._usable):
+                enough_since = now
             grace_over = (
                 enough_since is not None
                 and self.terms.grace_s is not None
@@ -184,17 +188,16 @@ class LinkGrid(OwnGrid):
                     continue
                 waiting.remove(asked)
                 arrived = True
-                usable += not answer.has_error() and not is_refusal(answer.content)
-                if training and enough_since is None and 0 < self.terms.quorum <= usable:
-                    enough_since = time.monotonic()
                 yield answer
                 del answer
             if not arrived:
-                self._interrupted.wait(POLL_S)
+                self._pause()
+
+    def _pause(self) -> None:
+        """Let time pass while no site has anything to say."""
+        time.sleep(POLL_S)
 
     def _require_life(self) -> None:
-        if self._interrupted.is_set():
-            raise KeyboardInterrupt
         if self.state.spool.failure is not None:
             error = self.state.spool.failure
             raise FedGliomaError(
@@ -298,12 +301,16 @@ class LinkGrid(OwnGrid):
         tree = get_object_tree(message)
         objects: dict[str, InflatableObject] = get_all_nested_objects(message)
         session = self.state.start_session(self._run_id)
-        for missing in self.state.preregister_object_tree(tree, session):
-            if not self.state.store_object(self._run_id, session, missing, objects[missing].deflate()):
-                self._require_life()
-                raise FedGliomaError("a message could not be stored for sending; see the log above")
-        if self.state.store_message_ins(remove_content_from_message(message)) is None:
-            raise FedGliomaError("Flower refused to send a message; see the log above")
+        try:
+            for missing in self.state.preregister_object_tree(tree, session):
+                if not self.state.store_object(self._run_id, session, missing, objects[missing].deflate()):
+                    self._require_life()
+                    raise FedGliomaError("a message could not be stored for sending; see the log above")
+            if self.state.store_message_ins(remove_content_from_message(message)) is None:
+                raise FedGliomaError("Flower refused to send a message; see the log above")
+        except FedGliomaError:
+            self.state.withdraw([number])
+            raise
         return number
 
     def _take(self, number: str) -> Message | None:
@@ -317,7 +324,8 @@ class LinkGrid(OwnGrid):
             if reply.metadata.src_node_id != sent.src_node_id:
                 raise ProtocolError("a reply names another sender inside than outside")
         except ProtocolError as error:
-            logger.warning("round %s: %s: %s", sent.group_id, self.state.site_of(sent.src_node_id), error)
+            site, group = self.state.site_of(sent.src_node_id), site_words(sent.group_id)
+            logger.warning("round %s: %s: %s", group, site, error)
             reply = make_message(metadata=sent, error=Error(ErrorCode.UNKNOWN, str(error)))
         finally:
             self.state.withdraw([number])

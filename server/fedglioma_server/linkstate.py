@@ -24,7 +24,7 @@ from flwr.common.constant import (
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
 from flwr.supercore.constant import NodeStatus, TaskType
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_object import is_valid_sha256_hash, iterate_object_tree
 from flwr.supercore.run import RunStatus
 from flwr.superlink.federation import FederationManager, NoOpFederationManager
 
@@ -32,6 +32,7 @@ from fedglioma.errors import FedGliomaError
 from fedglioma.seeds import derive_seed
 from fedglioma_server.gate import CALLER
 from fedglioma_server.objects import SpoolStore
+from fedglioma_server.sitewords import site_words
 
 logger = logging.getLogger(__name__)
 
@@ -92,11 +93,9 @@ class SiteLinkState(InMemoryLinkState):
         with self.lock:
             known = self.node_public_key_to_node_id.get(public_key)
             if known is not None:
-                self.nodes[known].status = (
-                    NodeStatus.REGISTERED
-                    if self.nodes[known].status == NodeStatus.UNREGISTERED
-                    else self.nodes[known].status
-                )
+                if self.nodes[known].status == NodeStatus.UNREGISTERED:
+                    self.nodes[known].status = NodeStatus.REGISTERED
+                self._site_of[known] = site
                 return known
             drawn = self.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, public_key, 0, name=site)
             node = derive_seed("node", public_key.hex())
@@ -117,8 +116,8 @@ class SiteLinkState(InMemoryLinkState):
             if node is None:
                 return
             self.delete_node(NOOP_FLWR_AID, node)
-            self.delete_messages(
-                {number for number, m in self.message_ins_store.items() if m.metadata.dst_node_id == node}
+            self.withdraw(
+                [number for number, m in self.message_ins_store.items() if m.metadata.dst_node_id == node]
             )
 
     def site_of(self, node: int) -> str:
@@ -203,6 +202,9 @@ class SiteLinkState(InMemoryLinkState):
         if len(objects) > self.most_objects:
             self._refuse(site, sent.group_id, f"a reply of {len(objects)} objects is too large")
             return False, []
+        if not all(map(is_valid_sha256_hash, objects)):  # Flower would take the reply, and then fail
+            self._refuse(site, sent.group_id, "its objects have no digests for names")
+            return False, []
         with self.lock:
             stored, missing = super().store_message_and_object_tree(message, object_tree, session_id)
             if stored:
@@ -212,7 +214,7 @@ class SiteLinkState(InMemoryLinkState):
         return stored, missing
 
     def _refuse(self, site: str, group: str, reason: str) -> None:
-        told = " ".join(group.split())[:LONGEST_GROUP] or "?"
+        told = site_words(group)[:LONGEST_GROUP] or "?"
         logger.warning("round %s: a reply of %s is refused: %s", told, site, reason)
         self._refused(site, told, reason)
 

@@ -9,14 +9,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from fedglioma.config.site import SITE_NAME
-from fedglioma.errors import ConfigError, FedGliomaError
-from fedglioma.nodekey import read_public_key
+from fedglioma.errors import ConfigError, FedGliomaError, IdentityError
+from fedglioma_server.consortium import allowed_keys, revoked_keys
 from fedglioma_server.gate import Standing
 
 logger = logging.getLogger(__name__)
 
-REVOKED = "revoked"
 LOOK_S = 2.0
 
 
@@ -31,7 +29,9 @@ class Members:
     Raises
     ------
     ConfigError
-        The folder is not there, holds no key, or a key cannot be read or stands under two names.
+        The folder is not there, or holds no key.
+    IdentityError
+        A file is not named as a site, a key cannot be read or stands under two names.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -89,19 +89,15 @@ class Members:
 
     def _read(self) -> tuple[dict[bytes, str], dict[bytes, str]]:
         members: dict[bytes, str] = {}
-        for path in sorted(self.folder.glob("*.pub")):
-            if not SITE_NAME.fullmatch(path.stem):
-                raise ConfigError(f"{path}: the file's name is no site's name; rename it")
-            key = read_public_key(path)
+        for site, key in allowed_keys(self.folder).items():
             if key in members:
-                raise ConfigError(f"{path}: holds the same key as {members[key]}.pub; each site has its own")
-            members[key] = path.stem
-        revoked: dict[bytes, str] = {}
-        for path in sorted((self.folder / REVOKED).glob("*.pub")):
-            key = read_public_key(path)
-            members.pop(key, None)
-            revoked[key] = path.stem
-        return members, revoked
+                raise IdentityError(
+                    f"{self.folder / site}.pub: holds the same key as {members[key]}.pub; "
+                    "each site has its own"
+                )
+            members[key] = site
+        revoked = revoked_keys(self.folder)
+        return {key: site for key, site in members.items() if key not in revoked}, revoked
 
 
 def _tell(whom: Callable[[str, bytes], object], site: str, key: bytes) -> None:

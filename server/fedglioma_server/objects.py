@@ -84,14 +84,6 @@ class SpoolStore(InMemoryObjectStore):
                 return self._path(object_id).read_bytes()
             return super().get(object_id)
 
-    def presence(self, object_id: str) -> bytes | None:
-        """Return one byte for an object that is here, none for an announced one, None for an unknown."""
-        with self.lock_store:
-            entry = self.store.get(object_id)
-            if entry is None:
-                return None
-            return b"1" if entry.is_available else b""
-
     def body_size(self, object_id: str) -> int:
         """Return the bytes of an object's content after its head.
 

@@ -31,10 +31,8 @@ def read_evaluation(
     ConfigError
         Cohorts are named, and both shares are 0.
     DataError
-        A cohort cannot be read or none of its cases can be used.
+        There is no cohort, one cannot be read, or none of its cases can be used.
     """
-    if not folders:
-        return EvaluationCohort()
     shares = settings.selection + settings.report
     if shares == 0:
         raise ConfigError("cohorts: selection and report are both 0; give the patients something to do")
@@ -63,7 +61,11 @@ def read_evaluation(
         exclusions=(*cohort.exclusions, *prepared.exclusions),
         warnings=(*cohort.warnings, *prepared.warnings),
         issues=tuple(
-            summarise([*cohort.exclusions, *prepared.exclusions], [*cohort.warnings, *prepared.warnings])
+            summarise(
+                [*cohort.exclusions, *prepared.exclusions],
+                [*cohort.warnings, *prepared.warnings],
+                [case.patient for case in cohort.cases],
+            )
         ),
         names=tuple(folder.resolve().name for folder in folders),
         synthetic=cohort.synthetic,

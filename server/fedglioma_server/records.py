@@ -5,7 +5,6 @@ a path or a date of a patient. Files are written to a temporary name, flushed to
 """
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedglioma.case import Gene
 from fedglioma.config.run import RunConfig
 from fedglioma.errors import ConfigError
+from fedglioma.newfile import replacing
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -94,7 +94,7 @@ class SiteRound(Record):
     steps: int = 0
     loss: float | None = None
     loss_by_gene: dict[Gene, float | None] = {}
-    seconds: dict[str, float] = Field(default={}, description="by phase: load, train, pack")
+    seconds: dict[str, float] = Field(default={}, description="by phase: setup, load, train, pack")
     bytes_down: int = 0
     bytes_up: int = 0
     update_norm: float | None = None
@@ -143,15 +143,8 @@ class PrivacyRecord(Record):
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it is there whole or not at all, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def write_json(path: Path, record: BaseModel | dict[str, Any]) -> None:

@@ -6,15 +6,20 @@ The words are those of ``SiteRound.code``; docs/ml-engineer.md has a line for ea
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, combinations
+from typing import Literal
 
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 
+from fedglioma.case import CHANNELS, GENES, subset_name
 from fedglioma.config.run import Payload
+from fedglioma.counts import gene_weights
 from fedglioma.errors import AggregationError, ProtocolError
 from fedglioma.payload import forms
-from fedglioma.weights import FlatArrays, Layout, Packed, digest_of
+from fedglioma.weights import TRUNK, FlatArrays, Layout, Packed, digest_of
 from fedglioma.wire import (
+    PHASES,
     Refusal,
     StatisticsReply,
     TrainReply,
@@ -25,6 +30,7 @@ from fedglioma.wire import (
 )
 from fedglioma_server.aggregation import Update, update_norm
 from fedglioma_server.records import SiteRound
+from fedglioma_server.sitewords import site_words
 from fedglioma_server.updates import Spool
 
 _ABSENT = {
@@ -32,7 +38,11 @@ _ABSENT = {
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE: ("no_reply", "no reply within the round's time"),
 }
 _REFUSALS = {"PolicyError": "policy", "DataError": "data", "IdentityError": "identity"}
-_LONGEST_REASON = 300
+_MOST_CASES = 10**6
+_LONGEST_PHASE_S = 1e7
+_SUBSETS = frozenset(
+    subset_name(present) for size in range(len(CHANNELS) + 1) for present in combinations(CHANNELS, size)
+)
 
 
 class Unusable(AggregationError):
@@ -53,6 +63,30 @@ class Terms:
     sent: FlatArrays
 
 
+def believed(reply: StatisticsReply) -> StatisticsReply:
+    """Return what a site says of itself with the genes' weights that follow from its counts.
+
+    Raises
+    ------
+    ProtocolError
+        No site can have such counts.
+    """
+    if set(reply.labels) != set(GENES):
+        raise ProtocolError(f"it counts labels of {len(reply.labels)} genes, {len(GENES)} are expected")
+    if not set(reply.modalities) <= _SUBSETS:
+        raise ProtocolError("it counts cases of unknown sequences")
+    if max(reply.cases, reply.small_cell_limit) > _MOST_CASES:
+        raise ProtocolError(f"its cases or its small-cell limit are above {_MOST_CASES}")
+    cells = [*chain.from_iterable(reply.labels.values()), *reply.modalities.values()]
+    if not all(cell is None or 0 <= cell <= reply.cases for cell in cells):
+        raise ProtocolError(f"a count of it is not between 0 and its {reply.cases} cases")
+    trunk = reply.weights.get(TRUNK)
+    if trunk is None or trunk > reply.cases:
+        raise ProtocolError(f"its weight of the trunk is not between 0 and its {reply.cases} cases")
+    weights = {TRUNK: trunk} | gene_weights(reply.labels, reply.small_cell_limit)
+    return reply.model_copy(update={"weights": weights})
+
+
 def judge(
     message: Message, site: StatisticsReply, terms: Terms, spool: Spool
 ) -> tuple[SiteRound, Update | None]:
@@ -71,9 +105,9 @@ def judge(
         if reply.digest != digest:
             raise Unusable("digest", "the update is not the one that the site sent: its digest differs")
     except Unusable as error:
-        return SiteRound(status="error", code=error.code, reason=str(error)), None
+        return _left_out("error", error.code, str(error)), None
     except ProtocolError as error:
-        return SiteRound(status="error", code="message", reason=str(error)), None
+        return _left_out("error", "message", str(error)), None
     stored = spool.put(site.site, packed, _metadata(reply, digest))
     line = SiteRound(
         status="ok",
@@ -81,7 +115,11 @@ def judge(
         steps=reply.steps,
         loss=reply.loss,
         loss_by_gene=reply.loss_by_gene,
-        seconds=reply.seconds,
+        seconds={
+            phase: reply.seconds[phase]
+            for phase in PHASES
+            if 0 <= reply.seconds.get(phase, -1.0) <= _LONGEST_PHASE_S
+        },
         bytes_up=payload_bytes(message.content),
         update_norm=norm,
         digest=digest,
@@ -92,19 +130,17 @@ def judge(
 def _unanswered(error: Error) -> SiteRound:
     if error.code in _ABSENT:
         code, words = _ABSENT[error.code]
-        reason = " ".join(str(error.reason or words).split())[:_LONGEST_REASON]
-        return SiteRound(status="no_reply", code=code, reason=reason)
-    return SiteRound(
-        status="error", code="error", reason=f"the site's app failed (Flower error {error.code})"
-    )
+        return _left_out("no_reply", code, str(error.reason or words))
+    return _left_out("error", "error", f"the site's app failed (Flower error {error.code})")
 
 
 def _refused(refusal: Refusal) -> SiteRound:
-    return SiteRound(
-        status="refused",
-        code=_REFUSALS.get(refusal.error, "refused"),
-        reason=f"{refusal.error}: {refusal.reason}"[:_LONGEST_REASON],
-    )
+    code = _REFUSALS.get(refusal.error, "refused")
+    return _left_out("refused", code, f"{refusal.error}: {refusal.reason}")
+
+
+def _left_out(status: Literal["error", "no_reply", "refused"], code: str, reason: str) -> SiteRound:
+    return SiteRound(status=status, code=code, reason=site_words(reason))
 
 
 def _report(message: Message, site: str, terms: Terms) -> TrainReply:

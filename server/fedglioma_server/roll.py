@@ -8,7 +8,6 @@ from pathlib import Path
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedglioma.audit import shortened
 from fedglioma.errors import ProtocolError, QuorumError
 from fedglioma.training.learner import layout_of
 from fedglioma.wire import (
@@ -25,7 +24,9 @@ from fedglioma.wire import (
 )
 from fedglioma_server.coordinator import Coordinator
 from fedglioma_server.records import Record, SiteData, read_json, write_json
+from fedglioma_server.replies import believed
 from fedglioma_server.runfolder import RunFolder
+from fedglioma_server.sitewords import site_words
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +170,7 @@ class Roll:
                 refusal = body_of(reply.content, Refusal)
                 name = site or refusal.site
                 raise ProtocolError(f"{refusal.error}: {refusal.reason}")
-            answer = body_of(reply.content, StatisticsReply)
+            answer = believed(body_of(reply.content, StatisticsReply))
             if site is not None and answer.site != site:
                 raise ProtocolError(f"it calls itself {answer.site}, its key is that of {site}")
             if site is not None and answer.layout != self._layout:
@@ -177,16 +178,20 @@ class Roll:
                     "it builds another network than the coordinator; install one version everywhere"
                 )
         except ProtocolError as error:
-            logger.warning("%s did not join: %s", name, error)
             if reply.has_error():
                 self._patience.missed(node)
             else:
                 self._said_no.add(node)
-            self._coordinator.audit("site_refused", site=name, reason=shortened(str(error)))
+            self._left_out(name, error)
             return
         self.nodes[node] = answer
         logger.info("%s takes part: about %d cases", answer.site, answer.cases)
         self._coordinator.audit("site_joined", site=answer.site, bytes=payload_bytes(reply.content))
+
+    def _left_out(self, name: str, error: ProtocolError) -> None:
+        site, reason = site_words(name), site_words(str(error))
+        logger.warning("%s did not join: %s", site, reason)
+        self._coordinator.audit("site_refused", site=site, reason=reason)
 
     def _require_same_layout(self) -> None:
         other = sorted(reply.site for reply in self.nodes.values() if reply.layout != self._layout)
@@ -197,12 +202,18 @@ class Roll:
             )
 
     def _remember(self, members: Mapping[int, str]) -> None:
-        """Take what sites said when this run was first started."""
+        """Take what sites said when this run was first started; a site that said nonsense is asked anew."""
         path = _answers_file(self._coordinator.folder)
         if not path.exists():
             return
         kept = read_json(path, Answers).answers
-        self.nodes.update({node: kept[site] for node, site in members.items() if site in kept})
+        for node, site in members.items():
+            if site not in kept:
+                continue
+            try:
+                self.nodes[node] = believed(kept[site])
+            except ProtocolError as error:
+                self._left_out(site, error)
         self._sort()
 
     def _sort(self) -> None:

@@ -14,7 +14,7 @@ Result = tuple[dict[str, Any], str]
 
 def status(path: Path) -> Result:
     """Return what the server of these settings does now, or how its run stands."""
-    folder = RunFolder(load_server_config(path).out)
+    folder = _folder(path)
     told = ask(folder, "GET", "status")
     if told is not None:
         return {"running": True, **told}, status_text(told)
@@ -55,9 +55,14 @@ def stop(path: Path) -> Result:
     FedGliomaError
         No server runs there.
     """
-    folder = RunFolder(load_server_config(path).out)
+    folder = _folder(path)
     if ask(folder, "POST", "stop") is None:
         raise FedGliomaError(f"{folder.path}: no server runs there, nothing to stop")
     return {"run_id": folder.path.name, "stopping": True}, (
         f"run {folder.path.name}: ends after the round in flight; 'fedglioma-server status' shows when"
     )
+
+
+def _folder(path: Path) -> RunFolder:
+    """Return where the run is; a server without TLS may have been told so by its command line only."""
+    return RunFolder(load_server_config(path, {"insecure": True}).out)

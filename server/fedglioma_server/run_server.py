@@ -1,29 +1,22 @@
 """The ``start``, ``status`` and ``stop`` commands: a server's settings in, words and data out."""
 
-import platform
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fedglioma.config.run import RunConfig
 from fedglioma.config.server import ServerConfig, load_server_config
-from fedglioma.console import human, progress
+from fedglioma.console import PLAIN, human, progress
 from fedglioma.errors import ConfigError
 from fedglioma.machine import return_freed_memory
-from fedglioma.training.learner import layout_of, parameter_count
 from fedglioma_server.device import usable_device
 from fedglioma_server.evaluation_cohort import EvaluationCohort
-from fedglioma_server.heldout import Stopped
-from fedglioma_server.records import RunRecord, write_json
-from fedglioma_server.runfolder import RunFolder, now
-from fedglioma_server.runstatus import recorded
-from fedglioma_server.samerun import command_line, data_digest, require_same_settings
+from fedglioma_server.records import write_json
+from fedglioma_server.runfolder import RunFolder
+from fedglioma_server.runstatus import Stopped, recorded
+from fedglioma_server.samerun import command_line, new_record, require_same_settings
 from fedglioma_server.serve import Server
 
 Result = tuple[dict[str, Any], str]
-
-PLAIN = "NO TLS: everything travels readable for anyone on the way; for tests on one machine only"
 
 
 def start(path: Path, changes: Mapping[str, Any], given: Mapping[str, Any]) -> Result:
@@ -42,7 +35,7 @@ def start(path: Path, changes: Mapping[str, Any], given: Mapping[str, Any]) -> R
         As ``Server.run``; what was finished is kept, and the same command continues it.
     """
     return_freed_memory()
-    config = with_changes(load_server_config(path), changes, given)
+    config = load_server_config(path, changes, given)
     folder = RunFolder(config.out)
     usable_device(config.device, f"{path}: device:")
     folder.require_new_or_ours()
@@ -62,8 +55,8 @@ def start(path: Path, changes: Mapping[str, Any], given: Mapping[str, Any]) -> R
         try:
             with recorded(folder):
                 Server(config, cohort).run()
-        except Stopped as stopped:
-            return _stopped(folder, stopped)
+        except Stopped:
+            return _stopped(folder)
     return _result(folder)
 
 
@@ -78,59 +71,29 @@ def _evaluation(config: ServerConfig) -> EvaluationCohort:
         )
 
 
-def with_changes(config: ServerConfig, changes: Mapping[str, Any], given: Mapping[str, Any]) -> ServerConfig:
-    """Return settings with some replaced, checked as a whole.
-
-    Raises
-    ------
-    ConfigError
-        A value is not allowed.
-    """
-    run = RunConfig.from_mapping({**config.run.model_dump(), **given}, "settings") if given else config.run
-    replaced = {name: value for name, value in changes.items() if value is not None}
-    return config.model_copy(update={**replaced, "run": run})
-
-
 def _write_record(folder: RunFolder, config: ServerConfig, cohort: EvaluationCohort) -> None:
-    digest = data_digest([*cohort.selection, *cohort.report])
+    record = new_record(
+        folder,
+        config.run,
+        engine="deployed",
+        command=command_line(),
+        cases=[*cohort.selection, *cohort.report],
+        cohorts=cohort.names,
+        issues=cohort.issues,
+        synthetic=cohort.synthetic,
+    )
     if folder.exists():
-        if folder.read().data_digest != digest:
+        if folder.read().data_digest != record.data_digest:
             raise ConfigError(
                 f"{folder.path}: was begun with other evaluation patients; name the same cohorts, "
                 "or another out"
             )
         return
-    record = RunRecord(
-        run_id=folder.path.resolve().name,
-        created=now(),
-        engine="deployed",
-        command=command_line(),
-        synthetic=cohort.synthetic,
-        versions={
-            "fedglioma": version("fedglioma"),
-            "flwr": version("flwr"),
-            "python": platform.python_version(),
-            "torch": version("torch"),
-        },
-        settings=config.run,
-        cohorts=list(cohort.names),
-        data_digest=digest,
-        parameters=parameter_count(config.run),
-        payload_bytes=_payload_bytes(config.run),
-        splits={},
-        issues=list(cohort.issues),
-    )
-    write_json(folder.record_file, record)
-    folder.work.mkdir(parents=True, exist_ok=True)
-    folder.work.chmod(0o700)
     if cohort.names:
         from fedglioma_server.gather import write_findings  # reads images: only where there are any
 
         write_findings(folder.work / "findings.csv", cohort.exclusions, cohort.warnings)
-
-
-def _payload_bytes(settings: RunConfig) -> int:
-    return layout_of(settings).payload_bytes
+    write_json(folder.record_file, record)  # last: a folder with a record has all the rest
 
 
 def _result(folder: RunFolder) -> Result:
@@ -139,6 +102,9 @@ def _result(folder: RunFolder) -> Result:
     return run_result(folder.read(), folder)
 
 
-def _stopped(folder: RunFolder, stopped: Stopped) -> Result:
-    data = {"run_id": folder.path.name, "status": "interrupted", "complete": stopped.number}
-    return data, f"run {folder.path.name}: {stopped}; 'fedglioma-server start' continues it"
+def _stopped(folder: RunFolder) -> Result:
+    complete = max((line.round for line in folder.rounds()), default=0)
+    data = {"run_id": folder.path.name, "status": "interrupted", "complete": complete}
+    return data, (
+        f"run {folder.path.name}: stopped after round {complete}; 'fedglioma-server start' continues it"
+    )

@@ -10,10 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fedglioma.errors import ConfigError
+from fedglioma.newfile import PART
 from fedglioma_server.records import RoundRecord, RunRecord, read_json, read_rounds, write_json
-
-PART = ".*.part"
-"""Names of files that are being written."""
 
 
 @dataclass(frozen=True)
@@ -115,12 +113,15 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Keep other processes out of this run's folder until the block ends, or this process does.
 
+        ``work`` is for its owner alone from then on.
+
         Raises
         ------
         ConfigError
             Another process is running here.
         """
         self.work.mkdir(parents=True, exist_ok=True)
+        self.work.chmod(0o700)
         handle = os.open(self.work, os.O_RDONLY)
         try:
             try:

@@ -1,11 +1,20 @@
 """How a run ended, written into its run.json whatever the cause."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fedglioma.errors import FedGliomaError
-from fedglioma_server.heldout import Stopped
 from fedglioma_server.runfolder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """A run ended because somebody asked for it; its complete rounds are kept and it can be continued."""
+
+    def __init__(self) -> None:
+        super().__init__("somebody asked for the end")
 
 
 @contextmanager
@@ -15,11 +24,19 @@ def recorded(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, Stopped):
-        folder.update(status="interrupted")
+        _mark(folder, status="interrupted")
         raise
     except Exception as error:
-        folder.update(status="failed", failure=reason(error, folder))
+        _mark(folder, status="failed", failure=reason(error, folder))
         raise
+
+
+def _mark(folder: RunFolder, **changes: str) -> None:
+    """Change the record if that is possible: the end itself has another cause, which must be told."""
+    try:
+        folder.update(**changes)
+    except (FedGliomaError, OSError) as error:
+        logger.error("%s: cannot be brought up to date: %s", folder.record_file, error)
 
 
 def reason(error: Exception, folder: RunFolder) -> str:

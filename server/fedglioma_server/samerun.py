@@ -1,15 +1,55 @@
-"""What makes two starts one run: the same settings, the same patients; and the command as it was typed."""
+"""What a run begins with, and what makes two starts one run: the same settings, the same patients."""
 
 import hashlib
+import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from fedglioma.config.run import RunConfig
 from fedglioma.data.prepared import PreparedCase
 from fedglioma.errors import ConfigError
-from fedglioma_server.runfolder import RunFolder
+from fedglioma.payload import packed_bytes
+from fedglioma.training.learner import layout_of, parameter_count
+from fedglioma_server.records import DataIssue, RunRecord, SplitCount
+from fedglioma_server.runfolder import RunFolder, now
+
+
+def new_record(
+    folder: RunFolder,
+    settings: RunConfig,
+    *,
+    engine: str,
+    command: str,
+    cases: Sequence[PreparedCase],
+    cohorts: Sequence[str],
+    issues: Sequence[DataIssue],
+    synthetic: bool,
+    splits: Mapping[str, SplitCount] | None = None,
+) -> RunRecord:
+    """Return the record of a run that begins now; ``cases`` are all that the server knows of."""
+    return RunRecord(
+        run_id=folder.path.resolve().name,
+        created=now(),
+        engine=engine,
+        command=command,
+        synthetic=synthetic,
+        versions={
+            "fedglioma": version("fedglioma"),
+            "flwr": version("flwr"),
+            "torch": version("torch"),
+            "python": platform.python_version(),
+        },
+        settings=settings,
+        cohorts=list(cohorts),
+        data_digest=data_digest(cases),
+        parameters=parameter_count(settings),
+        payload_bytes=packed_bytes(settings.payload, layout_of(settings).sizes),
+        splits=dict(splits or {}),
+        issues=list(issues),
+    )
 
 
 def data_digest(cases: Sequence[PreparedCase]) -> str:

@@ -3,29 +3,30 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from fedglioma.audit import AuditLog, shortened
+from fedglioma.audit import AuditLog
 from fedglioma.bundle import build_bundle
 from fedglioma.chain import AUDIT_FILE
 from fedglioma.config.server import ServerConfig
 from fedglioma.errors import ConfigError, FedGliomaError, QuorumError
+from fedglioma.scrape import new_registry, serve
 from fedglioma.training.learner import layout_of
 from fedglioma_server.control import Control
 from fedglioma_server.coordinator import Coordinator
 from fedglioma_server.evaluation_cohort import EvaluationCohort
 from fedglioma_server.federation import run_federation
-from fedglioma_server.gauges import ServerGauges, serve
-from fedglioma_server.heldout import Stopped
+from fedglioma_server.gauges import ServerGauges
 from fedglioma_server.link import Address, Link, require_usable
 from fedglioma_server.linkgrid import LinkGrid, Terms
 from fedglioma_server.members import Members
 from fedglioma_server.records import RoundRecord
 from fedglioma_server.runfolder import RunFolder, now
+from fedglioma_server.runstatus import Stopped
+from fedglioma_server.strategies import combiner_of
 
 logger = logging.getLogger(__name__)
 
@@ -75,10 +76,7 @@ class Server:
         control = Control(self.status, lambda: self._ask_stop(audit))
         with ExitStack() as open_things:
             open_things.callback(members.close)
-            if self.config.metrics_port:
-                open_things.enter_context(
-                    _closing(serve(gauges.registry, "127.0.0.1", self.config.metrics_port))
-                )
+            open_things.callback(serve(gauges.registry, port=self.config.metrics_port))
             run_id = link.begin_run()
             for site, key in members.sites.items():
                 link.state.admit(site, key)
@@ -100,16 +98,17 @@ class Server:
                 join_timeout_s=self.config.join_timeout_s,
                 members=lambda: {view.node: view.site for view in link.state.sites()},
                 expected=expected,
-                audit=lambda event, /, **facts: _note(audit, event, facts),
+                audit=lambda event, /, **facts: audit.note(event, **facts),
                 audit_head=audit.head,
                 stop_asked=self._stop.is_set,
+                usable=self._grid.usable,
             )
             try:
                 run_federation(self._grid, coordinator, lambda line: self._finished(line, audit, gauges))
             except BaseException as error:
                 if isinstance(error, QuorumError):
                     gauges.round_failed()
-                _note(audit, "run_stopped", {"run": self.folder.path.name, "reason": _ending(error)})
+                _note_if_possible(audit, "run_stopped", run=self.folder.path.name, reason=_ending(error))
                 raise
 
     def status(self) -> dict[str, Any]:
@@ -140,13 +139,15 @@ class Server:
 
     def _ask_stop(self, audit: AuditLog) -> None:
         logger.warning("stop asked for: the server ends after the round in flight")
-        audit.append("control", what="stop")
         self._stop.set()
+        _note_if_possible(audit, "control", what="stop")
 
     def check(self) -> None:
         """Raise for what would keep the server from starting; nothing is opened or made."""
         self._members()
-        require_usable(self._address())
+        with ExitStack() as tried:  # the two ports at once: they may be the same
+            tried.callback(serve(new_registry(), port=self.config.metrics_port))
+            require_usable(self._address())
 
     def _members(self) -> tuple[Members, tuple[str, ...]]:
         """Return who may join, and the sites that the start waits for: those named, else all."""
@@ -158,7 +159,7 @@ class Server:
 
     def _open_link(self, members: Members, audit: AuditLog, gauges: ServerGauges) -> Link:
         def refused(site: str, group: str, reason: str) -> None:
-            _note(audit, "refused", {"site": site, "round": group, "reason": reason})
+            audit.note("refused", site=site, round=group, reason=reason)
             gauges.rejected("late")
 
         self._link = Link(
@@ -179,13 +180,13 @@ class Server:
         return LinkGrid(
             link.state,
             run_id,
-            Terms(settings.quorum, settings.straggler_wait_s),
-            sent=lambda site, group, digest, again: _note(
-                audit, "sent", {"site": site, "round": group, "digests": [digest], "again": again}
+            Terms(combiner_of(settings).quorum(), settings.straggler_wait_s),
+            sent=lambda site, group, digest, again: audit.note(
+                "sent", site=site, round=group, digests=[digest], again=again
             ),
             stopping=self._stop.is_set,
-            answered=lambda site, group, digest: _note(
-                audit, "received", {"site": site, "round": group, "digests": [digest]}
+            answered=lambda site, group, digest: audit.note(
+                "received", site=site, round=group, digests=[digest]
             ),
         )
 
@@ -213,9 +214,9 @@ class Server:
                 facts |= {"digests": [site.digest], "bytes": site.bytes_up, "weights": dict(site.weights)}
                 audit.append("accepted", **facts)
             elif site.status != "idle":
-                _note(audit, "excluded", {**facts, "reason": f"{site.code}: {site.reason}"})
-        digests = [line.weights_digest] if line.weights_digest else []
-        _note(audit, "aggregated", {"round": str(line.round), "digests": digests})
+                audit.note("excluded", **facts, reason=f"{site.code}: {site.reason}")
+        digests: list[str | int | float | bool | None] = [line.weights_digest] if line.weights_digest else []
+        audit.note("aggregated", round=str(line.round), digests=digests)
 
     def _watch_sites(self, open_things: ExitStack, gauges: ServerGauges, audit: AuditLog) -> None:
         """Say who comes and goes, every second, in a thread that ends with the server."""
@@ -236,10 +237,7 @@ class Server:
             gone, before = sorted(before - online), online
             for site in gone:
                 logger.warning("%s is away: not heard for 20 s, or it said goodbye", site)
-                try:
-                    _note(audit, "site_left", {"site": site})
-                except FedGliomaError as error:  # who comes next must be seen all the same
-                    logger.error("%s", error)
+                _note_if_possible(audit, "site_left", site=site)
             gauges.sites_connected(len(online))
             for site, seen in dict(self._link.gate.traffic.last_seen).items():
                 gauges.site_seen(site, seen)
@@ -251,18 +249,14 @@ def _ending(error: BaseException) -> str:
     return str(error) if isinstance(error, FedGliomaError | Stopped) else type(error).__name__
 
 
-@contextmanager
-def _closing(close: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        close()
-
-
 def _expel(link: Link, audit: AuditLog, site: str, key: bytes) -> None:
     link.state.expel(key)
     audit.append("key_revoked", site=site)
 
 
-def _note(audit: AuditLog, event: str, facts: Mapping[str, Any]) -> None:
-    audit.append(event, **{k: shortened(v) if isinstance(v, str) else v for k, v in facts.items()})
+def _note_if_possible(audit: AuditLog, event: str, /, **facts: str) -> None:
+    """Note what happens whether it can be noted or not: an end, above all, which has its own cause."""
+    try:
+        audit.note(event, **facts)
+    except (FedGliomaError, OSError) as error:
+        logger.error("%s", error)

@@ -1,13 +1,11 @@
 """A federation on this machine: N virtual nodes, the same two apps, a run folder at the end."""
 
 import logging
-import platform
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 
 from flwr.clientapp import ClientApp
@@ -30,9 +28,9 @@ from fedglioma_server.gather import Gathering, summarise, write_findings
 from fedglioma_server.inline import run_inline
 from fedglioma_server.ray_engine import run_ray
 from fedglioma_server.records import RoundRecord, RunRecord, SplitCount, write_json, write_text
-from fedglioma_server.runfolder import RunFolder, now
+from fedglioma_server.runfolder import RunFolder
 from fedglioma_server.runstatus import recorded
-from fedglioma_server.samerun import data_digest, other_run, require_same_settings
+from fedglioma_server.samerun import new_record, other_run, require_same_settings
 
 logger = logging.getLogger(__name__)
 
@@ -139,10 +137,6 @@ def write_plan(simulation: Simulation, prepared: Prepared) -> SimulationPlan:
     record = _record(simulation, prepared, by_split)
     if folder.exists():
         _require_same_run(folder, record, plan)
-    else:
-        write_json(folder.record_file, record)
-    folder.work.mkdir(parents=True, exist_ok=True)
-    folder.work.chmod(0o700)
     write_text(plan_file(folder), plan.model_dump_json(indent=1))
     plan_file(folder).chmod(0o600)
     write_findings(
@@ -150,6 +144,8 @@ def write_plan(simulation: Simulation, prepared: Prepared) -> SimulationPlan:
         [*simulation.gathering.exclusions, *prepared.exclusions],
         [*simulation.gathering.warnings, *prepared.warnings],
     )
+    if not folder.exists():  # last: a folder with a record has all the rest
+        write_json(folder.record_file, record)
     return plan
 
 
@@ -180,29 +176,21 @@ def _record(
     for split, items in by_split.items():
         for site, number in Counter(item.case.site for item in items).items():
             splits[site] = splits[site].model_copy(update={split.value: number})
-    return RunRecord(
-        run_id=simulation.folder.path.resolve().name,
-        created=now(),
+    gathering = simulation.gathering
+    return new_record(
+        simulation.folder,
+        simulation.settings,
         engine=simulation.engine.value,
         command=simulation.command,
-        synthetic=simulation.gathering.synthetic,
-        versions={
-            "fedglioma": version("fedglioma"),
-            "flwr": version("flwr"),
-            "torch": version("torch"),
-            "python": platform.python_version(),
-        },
-        settings=simulation.settings,
-        cohorts=list(simulation.gathering.cohorts),
-        data_digest=data_digest(prepared.cases),
-        parameters=parameter_count(simulation.settings),
-        payload_bytes=packed_bytes(simulation.settings.payload, layout_of(simulation.settings).sizes),
-        splits=splits,
+        cases=prepared.cases,
+        cohorts=gathering.cohorts,
         issues=summarise(
-            [*simulation.gathering.exclusions, *prepared.exclusions],
-            [*simulation.gathering.warnings, *prepared.warnings],
-            [case.patient for case in simulation.gathering.cases],
+            [*gathering.exclusions, *prepared.exclusions],
+            [*gathering.warnings, *prepared.warnings],
+            [case.patient for case in gathering.cases],
         ),
+        synthetic=gathering.synthetic,
+        splits=splits,
     )
 
 

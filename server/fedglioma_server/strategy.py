@@ -31,9 +31,6 @@ logger = logging.getLogger(__name__)
 
 ENOUGH_FOR_A_MEDIAN = 3
 
-Judged = Callable[[int, str, SiteRound], None]
-"""Told of a round's number, a site's name and what became of it, as soon as it is known."""
-
 
 @dataclass
 class RoundLedger:
@@ -66,8 +63,8 @@ class RoundStrategy(Strategy):
         What tells this run from every other at the sites.
     done : int
         Rounds already completed before this start (resume).
-    judged : callable, optional
-        For the audit log and the gauges.
+    usable : callable, optional
+        Told of each site whose update can be used, as soon as that is known and from another thread.
 
     Raises
     ------
@@ -85,7 +82,7 @@ class RoundStrategy(Strategy):
         spool: Spool,
         run: str,
         done: int = 0,
-        judged: Judged = lambda _round, _site, _line: None,
+        usable: Callable[[str], None] = lambda _site: None,
     ) -> None:
         self.settings = settings
         self.nodes = nodes
@@ -94,7 +91,7 @@ class RoundStrategy(Strategy):
         self.spool = spool
         self.run = run
         self.done = done
-        self.judged = judged
+        self.usable = usable
         self.combiner = combiner_of(settings)
         self.ledger = RoundLedger()
         self._sent: FlatArrays = {}
@@ -186,11 +183,18 @@ class RoundStrategy(Strategy):
                     judging = None
                 known = self._asked_site(reply, number, updates)
                 if known is not None:
-                    judging = known.site, beside.submit(judge, reply, known, terms, self.spool)
+                    judging = known.site, beside.submit(self._judge, reply, known, terms)
                 reply = None  # or its arrays would stay in memory while the next site answers
             if judging is not None:
                 self._note(number, judging[0], judging[1].result(), updates)
         return updates
+
+    def _judge(self, reply: Message, known: StatisticsReply, terms: Terms) -> tuple[SiteRound, Update | None]:
+        # The grid waits for the next site meanwhile: it must hear now what may end its wait.
+        line, update = judge(reply, known, terms, self.spool)
+        if update is not None:
+            self.usable(known.site)
+        return line, update
 
     def _asked_site(
         self, message: Message, number: int, updates: dict[str, Update]
@@ -222,7 +226,6 @@ class RoundStrategy(Strategy):
         entered = self.ledger.sites[site]
         if entered.status != "ok":
             logger.warning("round %d: %s left out: %s", number, site, entered.reason)
-        self.judged(number, site, entered)
 
     def _leave_out_the_far(self, number: int, updates: dict[str, Update]) -> None:
         """Leave out every update that is much longer than the round's usual one.
@@ -242,7 +245,7 @@ class RoundStrategy(Strategy):
                 self._enter(number, site, self.ledger.sites[site], status="error", code="norm", reason=reason)
 
     def _require_quorum(self, number: int, updates: dict[str, Update]) -> None:
-        needed = max(self.settings.quorum, self.combiner.least())
+        needed = self.combiner.quorum()
         if len(updates) >= needed:
             return
         reasons = "; ".join(

@@ -238,6 +238,10 @@ def test_messages_can_be_answered_with_errors_of_ours() -> None:
 def test_lane_calls_the_handlers_that_flowers_routes_call() -> None:
     for name in ("push_object", "pull_object"):
         assert takes(getattr(fleet_handlers, name), {"request", "state"}), f"{name} changed; see {LANE}"
+    text = inspect.getsource(fleet_handlers.pull_object)
+    same = "[Status.PENDING, Status.STARTING, Status.FINISHED]"
+    assert "check_abort(" in text, f"another check stands before an object; see {LANE}"
+    assert same in text, f"objects are handed out in other states of a run; see {LANE}"
     assert takes(authenticate_node, {"request"}), f"Flower's authentication is called otherwise; see {LANE}"
     names = {field.name for field in PullObjectResponse.DESCRIPTOR.fields}
     assert names == {"object_found", "object_available", "object_content"}, f"the answer changed; see {LANE}"

@@ -27,6 +27,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from fedglioma.nodekey import public_bytes
 from fedglioma_server.runfolder import RunFolder
 from tests.cli_fixture import plain_environment
+from tests.federation_processes import free_port
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 BIN = Path(sys.executable).parent
@@ -42,12 +43,6 @@ pytestmark = [
         reason="nginx with its stream module is not installed (Debian: nginx libnginx-mod-stream)",
     ),
 ]
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind((HOST, 0))
-        return int(found.getsockname()[1])
 
 
 def until(seen: Callable[[], Any], what: str) -> Any:

@@ -192,6 +192,21 @@ def test_small_array_that_names_one_chunk_ever_again_is_refused_before_anything_
         assemble(store, put(store, "Array", [chunk], told), most_bytes=1 << 21)
 
 
+def test_arrays_of_one_message_share_one_budget(tmp_path):
+    store = SpoolStore(tmp_path / "spool")
+    chunk = put(store, "ArrayChunk", [], bytes(1000))
+    arrays = [
+        put(store, "Array", [chunk], json.dumps(TOLD | {"shape": [n], "arraychunk_ids": [0] * 10}).encode())
+        for n in range(3)
+    ]
+    names = {str(n): array for n, array in enumerate(arrays)}
+    record = put(store, "ArrayRecord", arrays, json.dumps(names).encode())
+    with pytest.raises(ProtocolError, match="a reply is no message"):
+        assemble(store, record, most_bytes=30_000)
+    with pytest.raises(ProtocolError, match="cannot be decoded"):
+        assemble(store, record, most_bytes=29_999)
+
+
 @pytest.mark.parametrize(
     ("kind", "body"),
     [("Message", b"\xff\xff\xff"), ("Array", b"[" * 40_000), ("ConfigRecord", b"\xff" * 9)],

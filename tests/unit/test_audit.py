@@ -476,7 +476,7 @@ def test_unknown_event_or_odd_field_name_is_refused(path: Path) -> None:
 
 
 def test_words_of_somebody_else_are_shortened_to_what_a_log_takes(path: Path) -> None:
-    AuditLog(path).append(Event.REFUSED, reason=shortened("no\n\u2028\ud800" * 1000))
+    AuditLog(path).note(Event.REFUSED, reason="no\n\u2028\ud800" * 1000)
     reason = assert_chained(path)[0]["data"]["reason"]
     assert len(reason) == MOST_CHARACTERS
     assert reason.endswith("...")

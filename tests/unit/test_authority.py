@@ -272,7 +272,7 @@ def test_key_and_certificate_come_back_from_disk(tmp_path: Path) -> None:
     folder = PAIR.write(tmp_path)
     assert ca.read_certificate(folder / "ca.pem") == PAIR.authority
     assert ca.key_pem(ca.read_key(folder / "server.key")) == ca.key_pem(PAIR.server_key)
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ConfigError, match="no such key file"):
         ca.read_key(folder / "absent.key")
     with pytest.raises(IdentityError, match="cannot be read"):
         ca.read_certificate(folder)

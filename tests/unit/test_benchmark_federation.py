@@ -321,6 +321,29 @@ def test_flare_kits_without_mutual_tls_are_not_compared(
         flare.require_mutual_tls(tmp_path)
 
 
+def test_flare_kits_of_another_shape_are_told(flare: Any, tmp_path: Path) -> None:
+    write_kits(tmp_path, "mtls", "mtls")
+    (tmp_path / "server" / "startup" / "fed_server.json").write_text("{}")
+    with pytest.raises(RuntimeError, match="FLARE's kits do not hold"):
+        flare.require_mutual_tls(tmp_path)
+
+
+@pytest.mark.parametrize("said", ["", "[]", '{"data": {}}', '{"data": null}'])
+def test_flare_answer_without_a_job_is_told(flare: Any, said: str) -> None:
+    with pytest.raises(RuntimeError, match="FLARE named no job"):
+        flare.job_number(said)
+
+
+@pytest.mark.parametrize("words", [("memory-deployed", "--sites", "8"), ("memory-inline", "--sizes", "20")])
+def test_option_that_a_measure_does_not_take_is_refused(words: tuple[str, ...]) -> None:
+    script = str(BENCHMARKS / "federation.py")
+    done = subprocess.run(  # noqa: S603 (our own script)
+        [sys.executable, script, *words], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert f"{words[0]} does not take {words[1]}" in done.stderr
+
+
 @pytest.mark.parametrize("python", [None, "", "/nowhere/python", sys.executable])
 def test_python_without_flare_is_recognised(flare: Any, python: str | None) -> None:
     assert flare.version_of(python) is None

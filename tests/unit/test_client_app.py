@@ -72,6 +72,20 @@ def test_policy_refuses_with_5_before_any_data_are_looked_for(policy, reason, ki
     assert refusal.reason == reason
 
 
+def test_site_has_the_name_of_its_settings_and_not_of_their_file(tmp_path):
+    path = tmp_path / "example.yaml"
+    path.write_text("site: henan\ndata: nowhere\n", encoding="utf-8")
+    node = InlineGrid(app, [{SITE_CONFIG_KEY: str(path)}], {})
+    told = request_record(RunFinished(run="seven", status="completed"))
+    (reply,) = node.send_and_receive([Message(told, dst_node_id=1, message_type=FINISHED, group_id="1")])
+    assert body_of(reply.content, Noted).site == "henan"
+
+
+def test_site_whose_settings_became_unreadable_still_says_no(tmp_path):
+    refusal = body_of(answer(tmp_path, questions()[TRAIN], TRAIN, colour="red").content, Refusal)
+    assert (refusal.site, refusal.error, refusal.exit_code) == ("unknown", "ConfigError", 2)
+
+
 def test_site_without_its_data_says_so_without_a_path(tmp_path):
     refusal = body_of(answer(tmp_path, questions()[STATISTICS], STATISTICS).content, Refusal)
     assert (refusal.error, refusal.exit_code) == ("DataError", 4)

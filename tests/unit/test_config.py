@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from fedglioma.config.reading import read_yaml
 from fedglioma.config.run import RunConfig, run_table
+from fedglioma.config.server import load_server_config
 from fedglioma.config.site import SITE_NAME, Policy, SiteConfig, load_site_config, site_name
 from fedglioma.errors import ConfigError, PolicyError
 
@@ -167,10 +168,9 @@ def test_shares_must_leave_patients_to_train_on() -> None:
         RunConfig.from_mapping({"selection": 0.5, "report": 0.45}, "here")
 
 
-def test_flowers_run_configuration_is_read_as_any_table() -> None:
-    assert RunConfig.from_flower({"batch-size": 4, "lr": 0.5}) == RunConfig(batch_size=4, lr=0.5)
-    with pytest.raises(ConfigError, match=r"^run configuration: lr: 0 is not allowed"):
-        RunConfig.from_flower({"lr": 0})
+def test_keys_are_written_with_hyphens_or_underscores() -> None:
+    table = {"batch-size": 4, "local_epochs": 2}
+    assert RunConfig.from_mapping(table, "here") == RunConfig(batch_size=4, local_epochs=2)
 
 
 @settings(max_examples=50)
@@ -194,10 +194,9 @@ def test_settings_survive_json_to_the_bit(run: RunConfig) -> None:
 
 def test_settings_come_from_a_file(tmp_path: Path) -> None:
     path = text_file(tmp_path, "run:\n  rounds: 3\n  lr: 1e-3\nsites: [henan]\n")
-    assert RunConfig.from_file(path) == RunConfig(rounds=3, lr=1e-3)
     assert run_table(path) == {"rounds": 3, "lr": "1e-3"}
-    with pytest.raises(ConfigError, match=r"henan\.yaml: width: 0 is not allowed"):
-        RunConfig.from_file(text_file(tmp_path, "width: 0\n"))
+    assert RunConfig.from_mapping(run_table(path), "here") == RunConfig(rounds=3, lr=1e-3)
+    assert run_table(text_file(tmp_path, "batch-size: 4\n")) == {"batch_size": 4}
 
 
 @pytest.mark.parametrize(
@@ -364,3 +363,35 @@ def test_every_name_that_is_made_is_one_and_is_made_of_itself(text: str) -> None
 
 def test_date_in_yaml_is_no_surprise(tmp_path: Path) -> None:
     assert read_yaml(text_file(tmp_path, "seen: 2024-01-01\n")) == {"seen": date(2024, 1, 1)}
+
+
+def server_file(folder: Path, text: str) -> Path:
+    return text_file(folder, text, "server.yaml")
+
+
+def test_servers_certificate_may_be_done_without_on_the_command_line(tmp_path: Path) -> None:
+    path = server_file(tmp_path, "port: 0\n")
+    with pytest.raises(ConfigError, match="certificate and key are needed"):
+        load_server_config(path)
+    assert load_server_config(path, {"insecure": True, "address": None}).insecure
+
+
+def test_options_given_replace_the_servers_file_and_are_checked_with_it(tmp_path: Path) -> None:
+    path = server_file(tmp_path, "insecure: true\nport: 1\nrun: {rounds: 3, proximal-mu: 0.5, lr: 0}\n")
+    config = load_server_config(path, {"port": 2, "out": tmp_path / "other"}, {"lr": 0.1, "proximal_mu": 0.7})
+    assert (config.port, config.out) == (2, tmp_path / "other")
+    assert (config.run.rounds, config.run.lr, config.run.proximal_mu) == (3, 0.1, 0.7)
+    with pytest.raises(ConfigError, match=r"server\.yaml: run: lr: 0 is not allowed"):
+        load_server_config(path)
+    with pytest.raises(ConfigError, match=r"server\.yaml with the options given: port: 70000 is not allowed"):
+        load_server_config(path, {"port": 70000}, {"lr": 0.1})
+
+
+def test_run_in_the_servers_file_is_read_like_a_file_of_its_own(tmp_path: Path) -> None:
+    assert load_server_config(server_file(tmp_path, "insecure: true\nrun:\n")).run == RunConfig()
+    written = server_file(tmp_path, "insecure: true\nrun: {local-epochs: 4}\n")
+    assert load_server_config(written).run.local_epochs == 4
+    with pytest.raises(ConfigError, match=r"run: batch_sise: unknown setting, did you mean batch_size\?"):
+        load_server_config(server_file(tmp_path, "insecure: true\nrun: {batch-sise: 4}\n"))
+    with pytest.raises(ConfigError, match="holds 'key: value' lines, this one holds int"):
+        load_server_config(server_file(tmp_path, "insecure: true\nrun: 3\n"))

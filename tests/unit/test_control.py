@@ -4,13 +4,17 @@ import json
 import os
 import socket
 import stat
+from typing import Any
 
 import httpx
 import pytest
 
 from fedglioma.errors import ConfigError, FedGliomaError
+from fedglioma_server import run_control
 from fedglioma_server.control import Control
+from fedglioma_server.gate import answer
 from fedglioma_server.handle import Handle, ask, handle_file
+from fedglioma_server.link import Address, serving
 from fedglioma_server.runfolder import RunFolder
 
 SECRET = "of another start"  # noqa: S105 - nobody's
@@ -113,10 +117,38 @@ def test_port_that_now_belongs_to_another_program_is_no_server(folder, running, 
     assert ask(other, "GET", "status") is None
 
 
-def test_damaged_handle_is_told(folder):
-    write_handle(folder, port="?")
+async def foreign(_scope: Any, _receive: Any, send: Any) -> None:
+    await answer(send, 200, b"hello", media="text/plain")
+
+
+def test_port_where_another_program_says_something_else_is_no_server(folder):
+    with serving(foreign, Address("127.0.0.1", 0)) as port:
+        write_handle(folder, port=port, secret=SECRET, pid=1)
+        assert ask(folder, "GET", "status") is None
+
+
+def test_server_that_fails_to_do_it_is_told_and_not_taken_for_none(folder):
+    def fail() -> None:
+        raise FedGliomaError("the disk is full")
+
+    with Control(lambda: TOLD, fail).listening(folder):
+        with pytest.raises(FedGliomaError, match=rf"process {os.getpid()}\) failed to answer stop \(500\)"):
+            ask(folder, "POST", "stop")
+        assert ask(folder, "GET", "status") == TOLD
+
+
+@pytest.mark.parametrize("port", ["?", 0, 70000])
+def test_damaged_handle_is_told(port, folder):
+    write_handle(folder, port=port, secret=SECRET, pid=1)
     with pytest.raises(ConfigError, match=r"control\.json: cannot be read \(ValidationError\)"):
         ask(folder, "GET", "status")
+
+
+def test_stop_and_status_need_no_certificate(tmp_path):
+    (tmp_path / "server.yaml").write_text("out: run\n")
+    assert run_control.status(tmp_path / "server.yaml")[0] == {"running": False, "run_id": None}
+    with Control(lambda: TOLD, lambda: None).listening(RunFolder(tmp_path / "run")):
+        assert run_control.stop(tmp_path / "server.yaml")[0] == {"run_id": "run", "stopping": True}
 
 
 def test_server_that_does_not_answer_is_told_with_its_number(folder, monkeypatch):

@@ -87,6 +87,13 @@ def options_of(command: click.Command) -> dict[str, click.Parameter]:
     return {name: p for p in parameters for name in (*p.opts, *p.secondary_opts)}
 
 
+def all_of(command: Any) -> Iterator[click.Command]:
+    """Yield a command and those below it."""
+    yield command
+    for below in getattr(command, "commands", {}).values():
+        yield from all_of(below)
+
+
 def commands_in(text: str) -> Iterator[tuple[str, str]]:
     """Yield each use of one of our programs: its name and what stands behind it."""
     for line in code_lines(today(text)):
@@ -149,7 +156,7 @@ def test_options_named_alone_exist(page: Path) -> None:
     ours = {
         option
         for program in PROGRAMS.values()
-        for command in (program, *program.commands.values())
+        for command in all_of(program)
         for option in options_of(command)
     }
     scripts = "".join(path.read_text() for path in (ROOT / "benchmarks").glob("*.py"))

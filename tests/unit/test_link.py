@@ -1,7 +1,11 @@
 """The one public port: when it opens, with which identity, and what it says where it cannot."""
 
+import asyncio
 import socket
 import ssl
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,7 @@ import httpx
 import pytest
 
 from fedglioma.errors import ConfigError, IdentityError
+from fedglioma_server import link
 from fedglioma_server.authority import certificate_pem, create_authority, issue_server, key_pem, new_key
 from fedglioma_server.gate import Standing
 from fedglioma_server.link import Address, Link, serving
@@ -101,6 +106,52 @@ def test_key_of_another_certificate_is_told(tmp_path):
         pass
 
 
+def ended(connection: socket.socket) -> bool:
+    """Whether the server ends a connection, within the test's patience."""
+    connection.settimeout(10)
+    try:
+        while connection.recv(1000):
+            pass
+    except ConnectionResetError:
+        pass
+    return True
+
+
+REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+def test_connection_that_brings_no_whole_request_is_closed(monkeypatch):
+    monkeypatch.setattr(link, "HEADERS_S", 0.3)
+    with serving(closed, Address("127.0.0.1", 0)) as port, ExitStack() as opened:
+        silent, half, second = (
+            opened.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5)) for _ in range(3)
+        )
+        half.sendall(REQUEST[:20])
+        second.sendall(REQUEST)
+        assert second.recv(1000).startswith(b"HTTP/1.1 404")
+        second.sendall(REQUEST[:20])
+        assert all(ended(connection) for connection in (silent, half, second))
+
+
+def test_request_that_takes_its_time_is_answered(monkeypatch):
+    monkeypatch.setattr(link, "HEADERS_S", 0.1)
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        await asyncio.sleep(0.2)
+        await closed(scope, receive, send)
+
+    def body() -> Iterator[bytes]:
+        for _ in range(4):
+            time.sleep(0.05)
+            yield b"part"
+
+    with serving(slow, Address("127.0.0.1", 0)) as port, httpx.Client() as client:
+        for _ in range(2):
+            assert client.post(f"http://127.0.0.1:{port}/", content=body()).status_code == 404
+
+
 class Nobody:
     def standing(self, public_key: bytes) -> tuple[Standing, str]:
         return "unknown", ""
@@ -109,16 +160,16 @@ class Nobody:
 def test_superlink_of_this_process_has_our_state_and_begins_a_run(tmp_path, monkeypatch):
     monkeypatch.delenv("FLWR_HOME", raising=False)
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flower"))
-    link = Link(
+    made = Link(
         Nobody(),
         tmp_path / "spool",
         payload_bytes=10_000_000,
         hello=lambda _site: {},
         refused=lambda *_: None,
     )
-    run = link.begin_run()
-    assert link.state.running()
-    assert link.state.get_run_info(run_ids=[run])[0].fab_version
-    assert link.state.object_store is link.state.spool
-    assert link.state.most_objects < 100
-    link.state.close()
+    run = made.begin_run()
+    assert made.state.running()
+    assert made.state.get_run_info(run_ids=[run])[0].fab_version
+    assert made.state.object_store is made.state.spool
+    assert made.state.most_objects < 100
+    made.state.close()

@@ -9,11 +9,16 @@ import pytest
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 
+from fedglioma.audit import AuditLog
+from fedglioma.config.run import RunConfig
+from fedglioma.config.server import ServerConfig
 from fedglioma.errors import FedGliomaError
-from fedglioma.wire import STATISTICS, Refusal, request_record
+from fedglioma.wire import STATISTICS
 from fedglioma_server import linkgrid
-from fedglioma_server.heldout import Stopped
-from fedglioma_server.linkgrid import MOST_SENDINGS, POLL_S
+from fedglioma_server.evaluation_cohort import EvaluationCohort
+from fedglioma_server.linkgrid import MOST_SENDINGS, POLL_S, LinkGrid
+from fedglioma_server.runstatus import Stopped
+from fedglioma_server.serve import Server
 from tests.link_fixture import LARGE, FakeNode, Link, content, link, messages, nodes
 
 
@@ -38,6 +43,17 @@ def by_site(made: Link, replies: list[Message]) -> dict[str, Message]:
 def reason_of(reply: Message) -> tuple[int, str]:
     assert reply.has_error()
     return reply.error.code, reply.error.reason
+
+
+def usable(made: Link, grid: LinkGrid, *, unusable: tuple[str, ...] = ()) -> list[Message]:
+    """Return a round's answers, each judged as it comes."""
+    replies = []
+    for reply in grid.send_and_receive(messages(made), timeout=60):
+        site = made.state.site_of(reply.metadata.src_node_id)
+        if site not in unusable and not reply.has_error():
+            grid.usable(site)
+        replies.append(reply)
+    return replies
 
 
 def nothing() -> None:
@@ -203,7 +219,7 @@ def test_answer_after_the_deadline_is_refused_and_told(made, sites):
 def test_round_waits_for_the_grace_after_the_quorum_and_no_longer(made, sites):
     grid = made.grid(sites[0].work, sites[1].work, sites[2].take, quorum=2, grace_s=0.2)
     began = time.monotonic()
-    replies = by_site(made, list(grid.send_and_receive(messages(made), timeout=60)))
+    replies = by_site(made, usable(made, grid))
     assert 0.2 <= time.monotonic() - began < 10
     assert reason_of(replies.pop("zhengzhou"))[1] == (
         "no reply before the grace after the quorum (phase: train)"
@@ -213,23 +229,33 @@ def test_round_waits_for_the_grace_after_the_quorum_and_no_longer(made, sites):
 
 def test_answer_within_the_grace_counts(made, sites):
     grid = made.grid(*[site.work for site in sites], quorum=1, grace_s=20)
-    assert not any(reply.has_error() for reply in grid.send_and_receive(messages(made), timeout=60))
+    assert not any(reply.has_error() for reply in usable(made, grid))
 
 
 def test_without_a_grace_the_round_waits_for_everybody(made, sites):
     turns = [sites[0].work, sites[1].work, *[nothing] * 20, sites[2].work]
-    replies = list(made.grid(*turns, quorum=1).send_and_receive(messages(made), timeout=60))
+    replies = usable(made, made.grid(*turns, quorum=1))
     assert len(replies) == 3
 
 
-def test_refusals_do_not_fill_the_quorum(made, sites):
-    def refuse(site: FakeNode) -> None:
-        refusal = Refusal(site=site.site, error="PolicyError", exit_code=5, reason="no")
-        assert site.push(site.reply(site.take(), request_record(refusal)))
-
-    turns = [lambda: refuse(sites[0]), lambda: refuse(sites[1]), *[nothing] * 10, sites[2].work]
-    replies = list(made.grid(*turns, quorum=2, grace_s=0).send_and_receive(messages(made), timeout=60))
+def test_answers_that_cannot_be_used_do_not_fill_the_quorum(made, sites):
+    turns = [sites[0].work, sites[1].work, *[nothing] * 10, sites[2].work]
+    replies = usable(made, made.grid(*turns, quorum=2, grace_s=0), unusable=("henan",))
     assert not any(reply.has_error() for reply in replies)
+
+
+def test_servers_grace_begins_with_as_many_updates_as_the_strategy_needs(made, tmp_path):
+    config = ServerConfig(insecure=True, out=tmp_path, run=RunConfig(strategy="multikrum", quorum=2))
+    audit = AuditLog(tmp_path / "audit.jsonl")
+    grid = Server(config, EvaluationCohort())._make_grid(made, made.run, audit)
+    assert grid.terms.quorum == 5
+
+
+def test_updates_of_an_earlier_round_do_not_fill_the_quorum(made, sites):
+    grid = made.grid(*[site.work for site in sites], quorum=3, grace_s=0)
+    usable(made, grid)
+    grid.steps = [sites[0].work, *[nothing] * 10, sites[1].work, sites[2].work]
+    assert not any(reply.has_error() for reply in usable(made, grid))
 
 
 def test_statistics_round_knows_no_grace(made, sites):
@@ -261,6 +287,34 @@ def test_revoked_site_is_answered_for_at_once_and_the_others_go_on(made, sites):
     assert not any(reply.has_error() for reply in replies.values())
 
 
+def test_site_that_is_revoked_while_it_is_asked_leaves_nothing_behind(made, sites, monkeypatch):
+    asked = messages(made, ["henan"])
+    store = made.state.store_message_ins
+
+    def revoked_first(message: Message) -> str | None:
+        made.state.expel(made.keys["henan"])
+        return store(message)
+
+    monkeypatch.setattr(made.state, "store_message_ins", revoked_first)
+    (reply,) = made.grid().send_and_receive(asked, timeout=20)
+    assert reason_of(reply) == (ErrorCode.NODE_UNAVAILABLE, "its key was revoked")
+    assert len(made.state.spool) == 0
+
+
+def test_group_that_a_site_names_cannot_forge_a_line_of_the_log(made, sites, caplog):
+    site, other = sites[0], sites[1]
+
+    def forge() -> None:
+        reply = site.reply(site.take(), sender=other.number)
+        reply.metadata.group_id = "7\nWARNING all is well\x1b[2J"
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        assert site.push(reply, sender=site.number)
+
+    list(made.grid(forge).send_and_receive(messages(made, ["henan"]), timeout=20))
+    (said,) = [record.getMessage() for record in caplog.records if record.name == linkgrid.__name__]
+    assert said.isprintable()
+
+
 def test_full_disk_ends_the_wait_with_words(made, sites, monkeypatch):
     made.state.spool.failure = OSError(28, "No space left on device")
     with pytest.raises(FedGliomaError, match=r"No space left on device; free some space and start again"):
@@ -270,12 +324,6 @@ def test_full_disk_ends_the_wait_with_words(made, sites, monkeypatch):
 def test_run_that_flower_ended_is_said_so(made, sites):
     grid = made.grid(lambda: made.state.stop_run(made.run))
     with pytest.raises(FedGliomaError, match="Flower ended the run; start the server again"):
-        list(grid.send_and_receive(messages(made), timeout=20))
-
-
-def test_interruption_ends_the_wait(made, sites):
-    grid = made.grid(lambda: grid._interrupted.set())
-    with pytest.raises(KeyboardInterrupt):
         list(grid.send_and_receive(messages(made), timeout=20))
 
 

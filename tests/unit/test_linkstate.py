@@ -59,6 +59,21 @@ def test_revoked_site_is_gone_with_what_waited_for_it(made, henan):
     made.state.expel(b"of nobody")
 
 
+def test_revoked_site_leaves_nothing_of_its_reply(made, henan):
+    send(made)
+    assert henan.push(henan.reply(henan.take()))
+    made.state.expel(made.keys["henan"])
+    assert len(made.state.spool) == 0
+    assert not list(made.state.spool.folder.iterdir())
+    assert made.state.num_message_res() == 0
+
+
+def test_key_whose_file_was_renamed_speaks_for_the_new_name(made, henan):
+    assert made.state.admit("xinyang", made.keys["henan"]) == henan.number
+    assert made.state.site_of(henan.number) == "xinyang"
+    assert [view.site for view in made.state.sites() if view.online] == ["xinyang"]
+
+
 def test_site_that_never_connected_can_be_revoked_too(made):
     made.state.expel(made.keys["zhengzhou"])
     assert "zhengzhou" not in {view.site for view in made.state.sites()}
@@ -145,6 +160,17 @@ def test_reply_to_anothers_message_is_refused(made, henan):
     ningxia = FakeNode(made, "ningxia")
     assert not ningxia.push(ningxia.reply(message))
     assert made.refused[0][0] == "ningxia"
+
+
+def test_reply_whose_objects_are_not_named_by_digests_is_refused(made, henan):
+    number = send(made)
+    reply = henan.reply(henan.take())
+    reply.metadata.__dict__["_message_id"] = "x"
+    session = made.state.start_session(made.run)
+    stored, _ = made.state.store_message_and_object_tree(reply, ObjectTree(object_id="x"), session)
+    assert not stored
+    assert made.state.complete_reply(number) is None
+    assert made.refused == [("henan", "7", "its objects have no digests for names")]
 
 
 def test_reply_of_too_many_objects_is_refused_before_any_is_taken(tmp_path):

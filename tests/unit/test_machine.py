@@ -1,7 +1,10 @@
-"""Large joins are made by the kernel's large pages, and are still what ``bytes.join`` gives."""
+"""Memory taken in large pages, and given back."""
 
 import ctypes
 import gc
+import platform
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -62,3 +65,27 @@ def test_elsewhere_the_plain_join_does(monkeypatch: pytest.MonkeyPatch, platform
     monkeypatch.setattr(ctypes, "CDLL", absent)
     part = np.ones(2 * LARGE, np.uint8)
     assert joined((part.data,)) == part.tobytes()
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="another C library than glibc keeps its own ways"
+)
+def test_what_lies_free_between_pieces_in_use_goes_back_to_the_system() -> None:
+    code = """
+import numpy as np
+from fedglioma.machine import return_free_memory
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+held = [np.ones(64 << 10, np.uint8) for _ in range(2000)]
+del held[1::2], held[1::2], held[1::2]
+before = resident()
+return_free_memory()
+print(before - resident())
+"""
+    given_back = subprocess.run(  # noqa: S603 (this interpreter)
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert int(given_back) > 60e6

@@ -49,8 +49,14 @@ def test_revoked_key_counts_as_revoked_even_where_it_still_lies_among_the_others
     (folder / "revoked").mkdir()
     (folder / "revoked" / "henan-0a1b2c3d.pub").write_text((folder / "henan.pub").read_text())
     members = Members(folder)
-    assert members.standing(key)[0] == "revoked"
+    assert members.standing(key) == ("revoked", "henan")
     assert members.sites == {"ningxia": other}
+
+
+def test_file_of_another_program_is_no_key(folder):
+    add(folder, "henan")
+    (folder / "._henan.pub").write_bytes(b"\0")
+    assert list(Members(folder).sites) == ["henan"]
 
 
 def test_folder_without_keys_or_that_is_not_there_is_told(folder):
@@ -64,14 +70,14 @@ def test_folder_without_keys_or_that_is_not_there_is_told(folder):
 def test_one_key_under_two_names_is_refused(folder):
     add(folder, "henan")
     (folder / "ningxia.pub").write_text((folder / "henan.pub").read_text())
-    with pytest.raises(ConfigError, match=r"ningxia\.pub: holds the same key as henan\.pub"):
+    with pytest.raises(IdentityError, match=r"ningxia\.pub: holds the same key as henan\.pub"):
         Members(folder)
 
 
 def test_file_that_is_named_like_no_site_is_refused(folder):
     add(folder, "henan")
     (folder / "henan.pub").rename(folder / "He Nan.pub")
-    with pytest.raises(ConfigError, match="the file's name is no site's name"):
+    with pytest.raises(IdentityError, match=r"He Nan\.pub: 'He Nan' is no site's name"):
         Members(folder)
 
 

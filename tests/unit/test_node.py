@@ -5,13 +5,18 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import pytest
 from flwr.supercore import heartbeat
 from flwr.supernode import fleet_http_connection, start_client_internal
 
+from fedglioma.audit import BrokenLog
+from fedglioma.chain import AUDIT_FILE
+from fedglioma.errors import FedGliomaError
 from fedglioma.nodekey import create_private_key
 from fedglioma_client import node
-from fedglioma_client.ends import FAILED
+from fedglioma_client.ends import BROKEN, FAILED
 from fedglioma_client.node import (
     HEARTBEAT_S,
     IDLE_POLL_S,
@@ -64,11 +69,46 @@ def test_node_whose_supervisor_is_gone_ends(tmp_path):
     assert ended.returncode == FAILED
 
 
-def test_node_whose_settings_are_wrong_ends_with_2_and_one_line(tmp_path):
-    settings = tmp_path / "henan.yaml"
-    settings.write_text("site: henan\ndata: .\n", encoding="utf-8")
-    command = [sys.executable, "-m", "fedglioma_client.node", str(settings), "--parent", str(os.getpid())]
+def ended_with(tmp_path, settings):
+    path = tmp_path / "henan.yaml"
+    path.write_text(f"site: henan\ndata: .\n{settings}", encoding="utf-8")
+    command = [sys.executable, "-m", "fedglioma_client.node", str(path), "--parent", str(os.getpid())]
     ended = subprocess.run(command, timeout=60, check=False, capture_output=True, text=True)  # noqa: S603 - ours
-    assert ended.returncode == 2
-    assert "server and key are needed to join a federation" in " ".join(ended.stderr.split())
     assert "Traceback" not in ended.stderr
+    return ended.returncode, " ".join(ended.stderr.split())
+
+
+@pytest.mark.parametrize("settings", ["", "server: 127.0.0.1:1\nkey: node.key\n"], ids=["nothing", "no ca"])
+def test_node_whose_settings_do_not_suffice_ends_with_2_and_one_line(settings, tmp_path):
+    create_private_key(tmp_path / "node.key")
+    code, said = ended_with(tmp_path, settings)
+    assert code == 2
+    assert "henan.yaml: server, ca and key are needed to join" in said
+
+
+def test_node_whose_audit_log_is_broken_ends_with_a_code_of_its_own(tmp_path):
+    create_private_key(tmp_path / "node.key")
+    (tmp_path / AUDIT_FILE).write_text("not a line\n")
+    code, said = ended_with(tmp_path, "server: 127.0.0.1:1\nkey: node.key\ninsecure: true\nstate: .\n")
+    assert code == BROKEN
+    assert "move both aside to begin a new log" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "trace"),
+    [
+        (BrokenLog("broken"), BROKEN, False),
+        (FedGliomaError("full"), 1, False),
+        (OSError("odd"), FAILED, True),
+    ],
+)
+def test_worker_that_cannot_write_its_log_ends_the_node_in_words(error, code, trace, monkeypatch, caplog):
+    def serve():
+        raise error
+
+    ends = []
+    monkeypatch.setattr(node.os, "_exit", ends.append)
+    node._serve(SimpleNamespace(serve=serve))
+    assert ends == [code]
+    assert str(error) in caplog.text
+    assert ("Traceback" in caplog.text) is trace

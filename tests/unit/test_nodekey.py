@@ -279,6 +279,20 @@ def test_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["kit"]
 
 
+def test_file_that_is_replaced_is_the_old_one_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_bytes(b"old")
+    with pytest.raises(TypeError), newfile.replacing(path) as file:
+        file.write("half")  # type: ignore[call-overload]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
+    with newfile.replacing(path, mode=newfile.PRIVATE) as file:
+        (part,) = tmp_path.glob(newfile.PART)
+        assert part.stat().st_mode & 0o777 == 0o600
+        file.write(b"new")
+        assert path.read_bytes() == b"old"
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new", 0o600)
+
+
 def test_leftovers_of_a_kill_are_swept(tmp_path: Path) -> None:
     (tmp_path / ".ca.12345678.part").mkdir()
     (tmp_path / ".ca.12345678.part" / "ca.key").touch()

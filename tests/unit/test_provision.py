@@ -160,7 +160,7 @@ def test_another_site_is_added_and_the_rest_stays(consortium: Path) -> None:
 def test_site_is_added_while_the_authoritys_key_lies_in_a_safe(consortium: Path, tmp_path: Path) -> None:
     (consortium / "ca" / "ca.key").rename(tmp_path / "safe")
     assert done(consortium, "--site", "zhengzhou")["sites"][0]["outcome"] == "added"
-    assert "ca.key: no such file" in refused(consortium, 2, "--renew-server")
+    assert "ca.key: no such key file" in refused(consortium, 2, "--renew-server")
 
 
 def test_site_that_brings_its_key_gets_a_kit_without_one(consortium: Path, tmp_path: Path) -> None:

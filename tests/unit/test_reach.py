@@ -216,12 +216,36 @@ def test_server_without_tls_is_told(ground):
     assert "no TLS there" in found.detail
 
 
-def test_proxy_that_is_not_there_is_told(ground, monkeypatch):
+@pytest.mark.parametrize("scheme", ["http://", ""])
+def test_proxy_that_is_not_there_is_named_without_its_password(scheme, ground, monkeypatch):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{probe.getsockname()[1]}")
+        port = probe.getsockname()[1]
+        monkeypatch.setenv("HTTPS_PROXY", f"{scheme}it:secret@localhost:{port}")
         found = knock(ground.config(1))
     assert found.door is Door.AWAY
+    assert "127.0.0.1:1 does not answer through the proxy localhost (" in found.detail
+    assert "HTTPS_PROXY" in found.remedy
+    assert "secret" not in found.detail + found.remedy
+
+
+def test_server_that_no_proxy_is_asked_for_is_reached_without_one(ground, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://localhost:1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    found = knocked(ground, ground.gate())
+    assert found.door is Door.OPEN
+    assert "proxy" not in found.detail
+
+
+@pytest.mark.parametrize(
+    "proxy", ["http://it:qq/ssw0rd@proxy.example.org:3128", "ftp://it:ssw0rd@proxy.example.org"]
+)
+def test_proxy_that_is_no_url_is_told_without_its_password(proxy, ground, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    with pytest.raises(ConfigError, match="HTTPS_PROXY, or another") as raised:
+        knock(ground.config(1))
+    assert "qq" not in str(raised.value)
+    assert "ssw0rd" not in str(raised.value)
 
 
 @pytest.mark.parametrize("missing", ["server", "key", "ca"])
@@ -230,8 +254,9 @@ def test_settings_without_a_server_a_key_or_an_authority_are_told(missing, groun
         knock(ground.config(1, **{missing: None}))
 
 
-def test_damaged_authority_is_told_with_its_file(ground, tmp_path):
-    (tmp_path / "ca.pem").write_text("not a certificate")
+@pytest.mark.parametrize("content", ["not a certificate", "", "é"])
+def test_damaged_authority_is_told_with_its_file(content, ground, tmp_path):
+    (tmp_path / "ca.pem").write_text(content)
     with pytest.raises(ConfigError, match=r"ca\.pem: is no readable PEM certificate"):
         knock(ground.config(1, ca=tmp_path / "ca.pem"))
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fedglioma.case import GENES
 from fedglioma.config.run import RunConfig
 from fedglioma.errors import ConfigError
+from fedglioma.newfile import PART
 from fedglioma_server.records import (
     DataIssue,
     HeldOutRound,
@@ -209,7 +210,9 @@ def test_file_is_on_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(os, "fsync", fsync)
     write_text(tmp_path / "run.json", "text")
-    assert seen == [[f".run.json.{os.getpid()}.part"]]
+    assert len(seen[0]) == 1
+    assert Path(seen[0][0]).match(PART)
+    assert seen[1:] == [["run.json"]]  # the folder's list of names follows
 
 
 def test_update_changes_what_is_named_and_checks_it(tmp_path: Path) -> None:

@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 from flwr.app import Array, ConfigRecord, Error, Message
 from flwr.common.constant import ErrorCode
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from fedglioma.case import Case, Genotype, Modality
+from fedglioma.counts import count_cases
 from fedglioma.weights import GROUPS, to_record
-from fedglioma.wire import Refusal, reply_to
+from fedglioma.wire import Refusal, StatisticsReply, reply_to
+from fedglioma_server.replies import believed
 from fedglioma_server.strategy import RoundStrategy
 from tests.round_fixture import RunConfig, answer, asked, moved, numbers, site, strategy_of
 
@@ -175,6 +180,62 @@ def test_reply_that_is_no_report_is_refused(tmp_path):
     assert "patient" in line.reason
 
 
-def test_words_of_a_site_are_cut_to_a_line(tmp_path):
-    line = round_with(tmp_path, refusing("PolicyError", "y" * 10_000)).ledger.sites["henan"]
-    assert len(line.reason) == 300
+labels = st.sampled_from([-1, 0, 1])
+
+
+@given(rows=st.lists(st.tuples(labels, labels, labels), max_size=30), limit=st.integers(1, 10))
+@settings(deadline=None, max_examples=50)
+def test_counts_of_an_honest_site_are_believed_to_the_bit(rows, limit):
+    cases = [
+        Case(
+            patient=str(number),
+            site="henan",
+            volumes={Modality.T1: Path("t1.nii.gz")},
+            genotype=Genotype(idh=idh, atrx=atrx, codel_1p19q=codel),
+        )
+        for number, (idh, atrx, codel) in enumerate(rows)
+    ]
+    counts = count_cases(cases, limit)
+    said = StatisticsReply(
+        site="henan", version="0", layout="", small_cell_limit=limit, **counts.model_dump(exclude={"limit"})
+    )
+    assert believed(said) == said
+
+
+LONG = "y" * 10_000
+FORGED = "no\nWARNING\x1b[2J\u202e"
+
+
+def unknown_field(name: str):
+    def reply_of(strategy, message):
+        reply = answer(strategy, message, moved(SENT, 9))
+        table = json.loads(reply.content["fedglioma"]["json"]) | {name: 1}
+        reply.content["fedglioma"]["json"] = json.dumps(table)
+        return reply
+
+    return reply_of
+
+
+@pytest.mark.parametrize("words", [LONG, FORGED])
+@pytest.mark.parametrize(
+    "reply_of",
+    [
+        lambda words: refusing("PolicyError", words),
+        lambda words: refusing(words),
+        lambda words: reported(site=words),
+        lambda words: failing(ErrorCode.NODE_UNAVAILABLE, words),
+        unknown_field,
+    ],
+    ids=["reason", "kind of refusal", "name", "error", "field"],
+)
+def test_words_of_a_site_are_one_short_printable_line(reply_of, words, tmp_path):
+    line = round_with(tmp_path, reply_of(words)).ledger.sites["henan"]
+    assert line.reason.isprintable()
+    assert len(line.reason) <= 300
+
+
+def test_only_known_phases_of_a_site_are_recorded(tmp_path):
+    seconds = {"train": 1.5, "pack": -1.0, "load": 1e300, "x" * 1000: 1.0}
+    line = round_with(tmp_path, reported(seconds=seconds)).ledger.sites["henan"]
+    assert line.status == "ok"
+    assert line.seconds == {"train": 1.5}

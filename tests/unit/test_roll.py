@@ -1,5 +1,6 @@
 """The roll call of a deployed run: who takes part, who is left out; one site cannot stop the others."""
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -102,6 +103,22 @@ BAD = {
         "PolicyError: policy: no",
     ),
     "an error": (Error(ErrorCode.NODE_UNAVAILABLE, "not connected"), "not connected"),
+    "a gene too few": (
+        said("henan", labels=dict.fromkeys(GENES[:2], (5, 5, 0))),
+        "it counts labels of 2 genes, 3 are expected",
+    ),
+    "a huge count": (
+        said("henan", labels=dict.fromkeys(GENES, (10**400, 5, 0))),
+        "a count of it is not between 0 and its 10 cases",
+    ),
+    "a negative count": (
+        said("henan", labels=dict.fromkeys(GENES, (-5, 5, 0))),
+        "a count of it is not between 0 and its 10 cases",
+    ),
+    "a huge limit": (said("henan", small_cell_limit=10**400), "its cases or its small-cell limit are above"),
+    "a huge weight": (said("henan", weights={"trunk": 1e308}), "its weight of the trunk is not between 0"),
+    "no weight": (said("henan", weights={}), "its weight of the trunk is not between 0"),
+    "unknown sequences": (said("henan", modalities={"\x1b[2J": 1}), "it counts cases of unknown sequences"),
     "something else": (RecordDict(), "message: not a StatisticsReply of fedglioma"),
 }
 
@@ -114,6 +131,37 @@ def test_site_with_a_bad_answer_is_left_out_with_its_reason_and_the_others_go_on
     roll.call()
     assert list(roll.answers) == ["ningxia", "zhengzhou"]
     assert refused(heard)["henan"].startswith(reason)
+
+
+def test_weights_of_the_genes_follow_from_the_counts_whatever_a_site_says(coordinator):
+    labels = dict.fromkeys(GENES, (5, None, 0))
+    weights = {"trunk": 10.0, "idh": 1e308, "x": 3.0}
+    roll = Roll(Sites(henan=said("henan", labels=labels, weights=weights, small_cell_limit=3)), coordinator)
+    roll.call()
+    assert roll.answers["henan"].weights == {"trunk": 10.0} | dict.fromkeys(GROUPS[1:], 6.5)
+
+
+def test_reason_of_a_site_is_one_short_printable_line(coordinator, heard, caplog):
+    no = Refusal(site="henan", error="PolicyError", exit_code=5, reason="no\nWARNING\x1b[2J" * 1000)
+    Roll(Sites(henan=no), coordinator).call()
+    reason = refused(heard)["henan"]
+    assert reason.isprintable()
+    assert len(reason) <= 300
+    assert all(record.getMessage().isprintable() for record in caplog.records)
+
+
+def test_nonsense_that_was_kept_is_refused_and_the_site_asked_anew(coordinator, heard):
+    Roll(Sites(), coordinator).call()
+    path = RunFolder(coordinator.path).work / "answers.json"
+    kept = json.loads(path.read_text())
+    del kept["answers"]["henan"]["labels"]["idh"]
+    path.write_text(json.dumps(kept))
+    grid = Sites()
+    roll = Roll(grid, coordinator)
+    roll.call()
+    assert refused(heard)["henan"] == "it counts labels of 2 genes, 3 are expected"
+    assert grid.asked == [("henan", "query.statistics")]
+    assert list(roll.answers) == ["henan", "ningxia", "zhengzhou"]
 
 
 def test_too_few_who_join_are_no_quorum(coordinator):

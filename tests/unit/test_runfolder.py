@@ -1,3 +1,5 @@
+import stat
+
 import pytest
 
 from fedglioma.errors import ConfigError
@@ -19,3 +21,10 @@ def test_lock_ends_with_the_run(tmp_path):
     for _ in range(2):
         with folder.locked():
             pass
+
+
+def test_what_names_patients_is_for_the_owner_alone_from_the_start(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.work.mkdir(mode=0o755)
+    with folder.locked():
+        assert stat.S_IMODE(folder.work.stat().st_mode) == 0o700

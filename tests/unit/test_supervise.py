@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from fedglioma.config.site import SiteConfig
-from fedglioma.errors import ConfigError, IdentityError, PolicyError
+from fedglioma.errors import ConfigError, FedGliomaError, IdentityError, PolicyError
 from fedglioma_client import supervise
-from fedglioma_client.ends import FAILED, FINISHED
+from fedglioma_client.ends import BROKEN, FAILED, FINISHED
 from fedglioma_client.reach import Door, Knock
 from fedglioma_client.supervise import LONGEST_S, SHORTEST_S, STABLE_S, Backoff, join, require_welcome
 
@@ -73,10 +73,6 @@ def test_site_waits_until_the_server_is_there_and_says_so_once(config, monkeypat
     assert "server:1 knows this site; waiting for work in run seven" in caplog.text
 
 
-def test_run_that_finished_ends_a_site_that_came_for_one_run(config, monkeypatch):
-    Scene(monkeypatch, [OPEN], [(FINISHED, 1)]).join(config, once=True)
-
-
 @pytest.mark.parametrize(
     ("code", "words"),
     [
@@ -84,6 +80,7 @@ def test_run_that_finished_ends_a_site_that_came_for_one_run(config, monkeypatch
         (0, "the server or the network closed it"),
         (-signal.SIGKILL, "killed by SIGKILL, out of memory?"),
         (-signal.SIGTERM, "killed by SIGTERM"),
+        (1, "this site cannot go on; the reason stands above"),
         (305, "exit code 305; the reason stands above"),
     ],
 )
@@ -103,6 +100,13 @@ def test_node_that_was_well_for_long_is_back_soon_and_one_that_was_not_is_not(co
     scene.join(config)
     assert scene.waits[1] > 1.2 * SHORTEST_S
     assert scene.waits[2] <= 1.2 * SHORTEST_S
+
+
+def test_node_whose_audit_log_is_broken_is_not_started_again(config, monkeypatch):
+    scene = Scene(monkeypatch, [OPEN], [(BROKEN, 1)])
+    with pytest.raises(FedGliomaError, match="the audit log is broken") as raised:
+        scene.join(config, once=False)
+    assert raised.value.exit_code == 1
 
 
 @pytest.mark.parametrize("kind", [ConfigError, IdentityError])

@@ -1,6 +1,9 @@
+import errno
 import json
+import os
 
 import numpy as np
+import pytest
 
 from fedglioma.case import GENES, Gene
 from fedglioma.metrics.predictions import Predictions
@@ -68,6 +71,20 @@ def test_metrics_file_is_strict_json_and_comes_back_equal(tmp_path):
     plain = json.loads(path.read_text(), parse_constant=refuse)
     assert set(plain["overall"]) == {"idh", "atrx", "codel_1p19q"}
     assert Evaluation.model_validate_json(path.read_text()) == table
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "predictions.csv"])
+def test_file_that_does_not_get_onto_the_disk_gets_no_name(name, tmp_path, monkeypatch):
+    found = predictions(6)
+    table = evaluate(found, split="report", synthetic=True)
+
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        (table.write if name == "metrics.json" else found.write_csv)(tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_same_seed_gives_the_same_tables():

@@ -302,6 +302,30 @@ def test_end_of_the_run_is_noticed():
     assert scene.worker.finished.is_set()
 
 
+def test_goodbye_of_a_run_that_is_refused_is_no_end_of_the_run():
+    scene = Scene(app_of())
+    scene.run(FOREIGN["another version"])
+    scene.deliver(request_record(RunFinished(run="seven", status="completed")), FINISHED)
+    scene.work()
+    assert refusal_of(scene).exit_code == 5
+    assert not scene.worker.finished.is_set()
+
+
+def test_goodbye_at_which_the_app_fails_is_no_end_of_the_run():
+    app = ClientApp()
+
+    @app.query("finished")
+    def finished(message: Message, context: Context) -> Message:
+        raise RuntimeError
+
+    scene = Scene(app)
+    scene.run()
+    scene.deliver(request_record(RunFinished(run="seven", status="completed")), FINISHED)
+    scene.work()
+    assert scene.answer().has_error()
+    assert not scene.worker.finished.is_set()
+
+
 def test_head_of_the_servers_audit_log_is_noted_with_a_round():
     scene = Scene(app_of())
     scene.run()
