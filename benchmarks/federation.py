@@ -62,7 +62,7 @@ class Line:
 
 
 def rounds_of(name: str, width: int, rounds: int) -> int:
-    """Return how many rounds to run: inline ones are short, those of few bytes shorter than a sample's pause."""
+    """Return how many rounds to run: inline ones are short, with few bytes shorter than a sample takes."""
     if name != INLINE:
         return rounds
     return rounds * (INLINE_REPEATS if payload(width) < SMALL_BYTES else INLINE_REPEATS_LARGE)
