@@ -6,7 +6,8 @@
     ├── ConfigError             2   a setting, a file or an argument is wrong
     ├── QuorumError             3   too few sites answered in time
     ├── DataError               4   the data cannot be used
-    │   └── ModalityMissing         a case lacks what was asked of it
+    │   ├── ModalityMissing         a case lacks what was asked of it
+    │   └── ScaleError              intensities do not fit the consortium's scale
     ├── PolicyError             5   the site's policy refuses
     ├── ProtocolError           1   a message or a checkpoint is not what was agreed
     ├── AggregationError        1   the sites' updates cannot be combined
@@ -45,6 +46,10 @@ class DataError(FedGliomaError):
 
 class ModalityMissing(DataError):
     """A case lacks a modality that was asked of it and cannot be spared."""
+
+
+class ScaleError(DataError):
+    """A site's intensities lie too far from the consortium's scale; the message names no case."""
 
 
 class PolicyError(FedGliomaError):

@@ -75,6 +75,9 @@ class Scale(Frozen):
                 raise ValueError(f"{modality}: landmarks must rise, found {values}")
         return self
 
+    def __hash__(self) -> int:
+        return hash(self.id)
+
     @property
     def id(self) -> str:
         """sha256 over the landmarks: what prepared volumes are kept under."""

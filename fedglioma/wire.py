@@ -9,9 +9,10 @@ from typing import Literal, TypeVar
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from pydantic import ConfigDict, Field, NonNegativeFloat, ValidationError
 
-from fedglioma.case import Frozen, Gene
+from fedglioma.case import Frozen, Gene, Modality
 from fedglioma.config.run import Payload, RunConfig
 from fedglioma.errors import ProtocolError
+from fedglioma.scale import LandmarkSums, Scale
 from fedglioma.weights import Forms, Packed, from_record, to_record
 
 PROTOCOL: Literal[1] = 1
@@ -55,6 +56,9 @@ class StatisticsReply(Body):
         description="aggregation weight per group, from the published counts"
     )
     small_cell_limit: int = Field(ge=1)
+    landmarks: dict[Modality, LandmarkSums] = Field(
+        default={}, description="sums of intensity landmarks per modality, where there are enough cases"
+    )
     synthetic: bool = Field(default=False, description="whether the patients are made up")
 
 
@@ -70,6 +74,9 @@ class TrainRequest(Body):
     proximal_mu: float = Field(ge=0)
     class_counts: dict[Gene, tuple[float, float]]
     layout: str
+    scale: Scale | None = Field(
+        default=None, description="the consortium's intensities; None: each case's own"
+    )
     audit_head: str = Field(
         default="", max_length=64, description="head of the server's audit log, which the site records"
     )

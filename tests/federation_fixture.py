@@ -3,7 +3,6 @@
 The genotype is written into the images as a bright block, so that a network can learn it.
 """
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,8 @@ import numpy as np
 from fedglioma.case import CHANNELS, Case, Genotype, Outcome
 from fedglioma.config.run import RunConfig
 from fedglioma.config.site import SiteConfig
+from fedglioma.data.cache import Cache, Record
+from fedglioma.data.normalize import brain_percentiles
 from fedglioma.data.plan import PLAN_KEY, SimulationPlan, SitePlan
 from fedglioma.data.prepared import PreparedCase
 from fedglioma.training.learner import layout_of, parameter_count
@@ -48,9 +49,6 @@ def prepared_case(folder: Path, site: str, number: int, *, genotype: Genotype | 
         image[:, 4:10, 4:10, 4:10] += np.float16(3)
     present = (True, True, True, number % 2 == 0)
     image[~np.array(present)] = 0
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{site}-{number}.npy"
-    np.save(path, image)
     name = f"{MARK}-{site}-{number}"
     case = Case(
         patient=name,
@@ -65,13 +63,22 @@ def prepared_case(folder: Path, site: str, number: int, *, genotype: Genotype | 
         age=41.0 + number,
         outcome=Outcome(os_days=100.0 * (number + 1), os_event=number % 2),
     )
-    return PreparedCase(
-        case=case,
-        array=path,
+    record = Record(
         present=present,
-        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
-        percentiles=dict.fromkeys(case.present, (-1.0, -0.5, 0.0, 0.5, 1.0)),
+        spacing_mm=TINY.spacing_mm,
+        affine=tuple(tuple(row) for row in np.eye(4).tolist()),
+        box=((0, EDGE),) * 3,
+        inputs={modality: f"{name}-{modality}" for modality in case.present},
+        settings={},
+        percentiles={
+            modality: brain_percentiles(channel.astype(np.float32))
+            for modality, channel in zip(CHANNELS, image, strict=True)
+            if channel.any()
+        },
+        reference=case.present[0],
+        movements={},
     )
+    return Cache(folder).put(f"{site}-{number}", image, record).as_case(case)
 
 
 def make_plan(

@@ -18,6 +18,7 @@ from fedglioma.case import Finding, Frozen
 from fedglioma.config.site import SiteConfig
 from fedglioma.console import Progress, silent
 from fedglioma.data.cache import Cache
+from fedglioma.data.extractor import AUTO, check_command
 from fedglioma.data.prepare import PrepareSettings, prepare_cases
 from fedglioma.errors import DataError
 from fedglioma.newfile import PRIVATE, replacing
@@ -132,7 +133,9 @@ def prepare_site(config: SiteConfig, spacing_mm: float, progress: Progress = sil
         The cache cannot be written.
     """
     started = time.perf_counter()
-    settings = PrepareSettings(spacing_mm=spacing_mm)
+    if config.brain_extractor != AUTO:
+        check_command(config.brain_extractor)
+    settings = PrepareSettings(spacing_mm=spacing_mm, brain_extractor=config.brain_extractor)
     cache = Cache(config.cache)
     before = {path.name for path in cache.folder.glob("*.npy")}
     cohort = read_site_cohort(config)

@@ -1,12 +1,12 @@
 """One round of a site's work: counts for the statistics round, weights for a training round."""
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 
 import numpy as np
 import torch
-from torch import nn
 
 from fedglioma.case import GENES, UNKNOWN, Gene
 from fedglioma.config.run import RunConfig
@@ -14,15 +14,16 @@ from fedglioma.counts import count_cases
 from fedglioma.data.augment import Augmentation
 from fedglioma.data.dataset import CaseDataset
 from fedglioma.data.loader import train_batches
+from fedglioma.data.prepared import PreparedCase
 from fedglioma.errors import DataError, FedGliomaError, ProtocolError
-from fedglioma.losses.multitask import GenotypeLoss
 from fedglioma.losses.proximal import proximal_penalty
 from fedglioma.payload import forms, update
 from fedglioma.seeds import derive_seed, seed_torch
 from fedglioma.training.fit import FitSummary, fit_epoch, parameter_groups
-from fedglioma.training.learner import build_learner, layout_of
+from fedglioma.training.learner import Learner, build_learner, layout_of
 from fedglioma.weights import Forms, Packed, digest_of, pack, unpack
 from fedglioma.wire import StatisticsReply, StatisticsRequest, TrainReply, TrainRequest
+from fedglioma_client.intensities import cases_on_scale, landmarks_of
 from fedglioma_client.norms import OwnNorms
 from fedglioma_client.site import Site, agree
 
@@ -44,6 +45,7 @@ def statistics_round(request: StatisticsRequest, site: Site) -> StatisticsReply:
         modalities=counts.modalities,
         weights=counts.weights,
         small_cell_limit=counts.limit,
+        landmarks=landmarks_of(site, request.settings),
         synthetic=site.synthetic,
     )
 
@@ -67,16 +69,17 @@ def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[Tra
     ProtocolError
         The weights are not of the network that this site builds.
     DataError
-        The site has no labelled case.
+        The site has no labelled case, or its intensities do not fit the consortium's scale.
     FedGliomaError
         Training diverged.
     """
     settings, config = request.settings, site.config
     agree(site.config, settings)
-    labelled = [prepared for prepared in site.cases if prepared.case.genotype.known]
+    started = time.perf_counter()
+    cases = cases_on_scale(site, request.scale)
+    labelled = [prepared for prepared in cases if prepared.case.genotype.known]
     if not labelled:
         raise DataError("no case with a known label to train on")
-    started = time.perf_counter()
     torch.set_num_threads(config.threads or torch.get_num_threads())
     seed_torch(settings.seed, "train", config.site, request.round)
     device = torch.device(config.device)
@@ -91,7 +94,7 @@ def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[Tra
     learner.to(device)
     prepared_s = time.perf_counter() - started
 
-    summary = _train(request, site, learner.model, learner.loss, device)
+    summary = _train(request, labelled, config.site, learner, device)
 
     packing = time.perf_counter()
     arrays = pack(learner.model, learner.loss)
@@ -131,10 +134,13 @@ def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[Tra
 
 
 def _train(
-    request: TrainRequest, site: Site, model: nn.Module, loss: GenotypeLoss, device: torch.device
+    request: TrainRequest,
+    labelled: Sequence[PreparedCase],
+    site: str,
+    learner: Learner,
+    device: torch.device,
 ) -> FitSummary:
-    settings = request.settings
-    labelled = [prepared for prepared in site.cases if prepared.case.genotype.known]
+    settings, model, loss = request.settings, learner.model, learner.loss
     dataset = CaseDataset(
         labelled,
         crop=settings.crop,
@@ -143,7 +149,7 @@ def _train(
             scale=INTENSITY if settings.intensity else 0.0,
             shift=INTENSITY if settings.intensity else 0.0,
         ),
-        seed=derive_seed(settings.seed, "crops", site.config.site),
+        seed=derive_seed(settings.seed, "crops", site),
     )
     optimizer = torch.optim.Adam(parameter_groups(model, loss, settings.weight_decay), lr=settings.lr)
     penalty = None
@@ -159,7 +165,7 @@ def _train(
         batches = train_batches(
             dataset,
             batch_size=settings.batch_size,
-            seed=derive_seed(settings.seed, "order", site.config.site),
+            seed=derive_seed(settings.seed, "order", site),
             epoch=epoch,
         )
         fit_epoch(model, loss, optimizer, batches, device=device, penalty=penalty, summary=summary)

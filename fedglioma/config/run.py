@@ -42,6 +42,12 @@ class RunConfig(Frozen):
     spacing_mm: float = Field(
         default=1.0, ge=0.5, le=8.0, description="isotropic voxel edge of the prepared volumes"
     )
+    standardize: Literal["federated", "zscore"] = Field(
+        default="federated",
+        description="intensities: federated lays all sites on one scale that their landmarks decide; "
+        "zscore leaves each case on its own",
+    )
+    bias_correction: bool = Field(default=True, description="divide out the coil's brightness (N4)")
     rounds: int = Field(default=50, ge=1, description="federated rounds")
     local_epochs: int = Field(default=1, ge=1, description="epochs that a site trains in a round")
     batch_size: int = Field(default=2, ge=1, description="cases in a batch")

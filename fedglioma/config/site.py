@@ -61,6 +61,7 @@ class SiteConfig(Frozen):
     cache: Path = Path("cache")
     device: str = "cpu"
     workers: int = Field(default=1, ge=1, le=MOST_PROCESSES)
+    brain_extractor: str = Field(default="auto", min_length=1)
     threads: int = Field(default=0, ge=0, le=MOST_PROCESSES)
     small_cell_limit: int = Field(default=SMALL_CELL_LIMIT, ge=1)
     server: str | None = None

@@ -1,8 +1,8 @@
 """Where the brain is, and the box around it.
 
 A volume whose background is one constant value was stripped of its skull: what differs from that value
-is brain. Otherwise everything brighter than air is taken, skull included, and a warning says so; a real
-brain extractor belongs between the two.
+is brain. Of whole heads the hospital's own extractor finds it (``extractor.py``), or without one the shapes
+do (``strip.py``), with a warning.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,11 +12,12 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk  # noqa: N813 - the name that its own manual uses
 from scipy import ndimage
 
 from fedglioma.case import Modality
-from fedglioma.data.harmonize import Box, Grid, reference_of, resample, same_grid, to_sitk
+from fedglioma.data.extractor import AUTO, extract_brain
+from fedglioma.data.harmonize import Box, Grid, covering_grid, reference_of, resample, same_grid
+from fedglioma.data.strip import WORKING_MM, strip_skull
 from fedglioma.data.volume import Volume, VolumeError
 
 Mask = npt.NDArray[np.bool_]
@@ -25,7 +26,6 @@ MIN_BACKGROUND: Final = 0.35
 MIN_SIDES: Final = 0.9
 MAX_GAP: Final = 0.01
 MAX_BRAIN_ML: Final = 2500.0
-_OTSU_BINS: Final = 128
 
 
 @dataclass(frozen=True)
@@ -41,27 +41,23 @@ class Brain:
     doubts: tuple[tuple[str, str], ...] = ()
 
 
-def find_brain(volumes: Mapping[Modality, Volume], grid: Grid) -> Brain:
+def find_brain(volumes: Mapping[Modality, Volume], grid: Grid, extractor: str = AUTO) -> Brain:
     """Return the brain of RAS volumes on a grid.
 
     Stripped volumes decide together: a voxel is brain where any of them has signal. The largest piece
-    counts, with its holes filled.
+    counts, with its holes filled. Where none is stripped, ``extractor`` is asked: a command's template, or
+    ``auto`` for shapes.
 
     Raises
     ------
     VolumeError
-        Nothing is left of the foreground on the grid.
+        Nothing is left of the foreground on the grid, or no brain was found in the heads.
     """
     foregrounds = {
         m: mask for m, volume in volumes.items() if (mask := stripped_foreground(volume)) is not None
     }
     if not foregrounds:
-        reference = reference_of(volumes)
-        mask = brighter_than_air(volumes[reference])
-        reason = "the skull is still there: brain and head were not told apart; give skull-stripped volumes"
-        return Brain(
-            _largest_filled(_on_grid([(volumes[reference], mask)], grid)), {}, (("not_stripped", reason),)
-        )
+        return _by_shape(volumes, grid) if extractor == AUTO else _by_command(extractor, volumes, grid)
     joined = [
         (volumes[alike[0]], _union(foregrounds[m] for m in alike)) for alike in _by_grid(foregrounds, volumes)
     ]
@@ -94,15 +90,20 @@ def stripped_foreground(volume: Volume) -> Mask | None:
     return foreground if sides.mean() <= 1 - MIN_SIDES else None
 
 
-def brighter_than_air(volume: Volume) -> Mask:
-    """Return the voxels above Otsu's threshold between air and tissue."""
-    otsu = sitk.OtsuThresholdImageFilter()
-    otsu.SetNumberOfHistogramBins(_OTSU_BINS)
-    otsu.SetInsideValue(0)
-    otsu.SetOutsideValue(1)
-    otsu.SetNumberOfThreads(1)
-    mask: Mask = sitk.GetArrayFromImage(otsu.Execute(to_sitk(volume))).T.astype(bool)
-    return mask
+def _by_shape(volumes: Mapping[Modality, Volume], grid: Grid) -> Brain:
+    working = covering_grid(volumes[reference_of(volumes)], WORKING_MM)
+    mask = strip_skull({modality: resample(volume, working) for modality, volume in volumes.items()})
+    found = Volume(mask.astype(np.float32), working.affine)
+    reason = (
+        "the skull was still there and was cut off by shape alone; look at the outline in the quality "
+        "report, and better give skull-stripped volumes or name a brain extractor"
+    )
+    return Brain(_largest_filled(_on_grid([(found, mask)], grid)), {}, (("not_stripped", reason),))
+
+
+def _by_command(extractor: str, volumes: Mapping[Modality, Volume], grid: Grid) -> Brain:
+    head = volumes[reference_of(volumes)]
+    return Brain(_largest_filled(_on_grid([(head, extract_brain(extractor, head))], grid)), {})
 
 
 def bounding_box(mask: Mask, margin_mm: float, spacing_mm: float) -> Box:

@@ -135,8 +135,9 @@ def stack(headers: Sequence[FileHeader], limits: Limits = WHOLE_HEAD) -> tuple[l
     Raises
     ------
     VolumeError
-        ``several_volumes``, ``mixed_matrix``, ``mixed_orientation``, ``duplicate_slices``, ``missing_slices``,
-        ``sheared``, ``too_few_slices``, ``too_thick``, ``slab``, ``spacing`` or ``extent``.
+        ``several_volumes``, ``mixed_matrix``, ``mixed_orientation``, ``duplicate_slices``,
+        ``missing_slices``, ``sheared``, ``too_few_slices``, ``too_thick``, ``slab``, ``spacing`` or
+        ``extent``.
     """
     first = headers[0]
     if len(headers) > 1 and any(len(header.frames) > 1 for header in headers):

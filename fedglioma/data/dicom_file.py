@@ -221,7 +221,7 @@ class Values:
         for level in self._levels:
             if tag not in level:
                 continue
-            element: object = level.get_item(tag)
+            element: object = level.get_item(tag, keep_deferred=True)
             if isinstance(element, RawDataElement):
                 known = element.VR if element.VR in (*_BINARY, "DS", "IS") else kind
                 return element.value or b"", known, element.is_little_endian
@@ -232,7 +232,7 @@ class Values:
         """Return the items of a sequence, none where there is no such sequence."""
         if tag not in dataset:
             return []
-        element: object = dataset.get_item(tag)
+        element: object = dataset.get_item(tag, keep_deferred=True)
         raw = element.value or b"" if isinstance(element, RawDataElement) else b""
         if sum(raw.count(item) for item in _ITEM) > _MAX_ITEMS:
             raise VolumeError("header_too_large", "the header lists too many items; export it again")

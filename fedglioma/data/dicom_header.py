@@ -137,7 +137,7 @@ def read_header(path: Path, secret: bytes) -> FileHeader:
             values = Values(parse(bounded))
             _demand_image(values)
             rows, columns, frames, needed = _matrix(values)
-            _demand_pixels(bounded, status.st_size, needed if syntax in UNCOMPRESSED else 1)
+            _demand_pixels(bounded, status.st_size, needed if syntax in UNCOMPRESSED else None)
     except OSError as error:
         reason = f"cannot be read ({error.strerror or type(error).__name__}); check the file's permissions"
         raise VolumeError("unreadable", reason) from None
@@ -198,11 +198,16 @@ def _matrix(values: Values) -> tuple[int, int, int | None, int]:
     return int(rows), int(columns), int(count) if multi_frame else None, needed
 
 
-def _demand_pixels(bounded: Bounded, size: int, needed: int) -> None:
+def _demand_pixels(bounded: Bounded, size: int, needed: int | None) -> None:
+    """Raise ``VolumeError`` unless pixels follow, as many as ``needed`` or, where None, in a coded stream."""
     start = bounded.tell()
-    tag = bounded.read(4)
-    if tag not in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10") or size - start - 8 < needed:
+    head = bounded.read(12)
+    if head[:4] not in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10") or size - start - 8 < (needed or 1):
         raise VolumeError("truncated", "the file ends before its pixels do; copy the file again")
+    coded = head[4:6] in (b"OB", b"OW") and head[8:12] == b"\xff\xff\xff\xff"
+    if coded != (needed is None):
+        reason = "the pixels are not coded as the transfer syntax says; export the series again, uncompressed"
+        raise VolumeError("transfer_syntax", reason)
 
 
 def _frames(values: Values, count: int | None) -> tuple[Frame, ...]:

@@ -14,17 +14,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
 from fedglioma.case import CHANNELS, Case, Finding, Frozen, Modality
+from fedglioma.config.run import RunConfig
 from fedglioma.console import Progress, silent
 from fedglioma.data.bias import correct_bias
 from fedglioma.data.brain import bounding_box, find_brain
 from fedglioma.data.cache import Cache, HalfArray, Moved, Record, Remark, Stored, content_key
+from fedglioma.data.extractor import AUTO
 from fedglioma.data.harmonize import covering_grid, reference_of, resample, same_grid, to_ras
 from fedglioma.data.normalize import brain_percentiles, zscore_in_brain
 from fedglioma.data.pool import map_cases
@@ -56,7 +58,15 @@ class PrepareSettings(Frozen):
     margin_mm: float = Field(default=4.0, ge=0, le=50)
     register_modalities: bool = True
     correct_bias: bool = True
+    brain_extractor: str = AUTO
     version: int = PIPELINE_VERSION
+
+    @classmethod
+    def of(cls, run: RunConfig, brain_extractor: str = AUTO) -> Self:
+        """Return what a run's settings ask for; how brains are found is the site's."""
+        return cls(
+            spacing_mm=run.spacing_mm, correct_bias=run.bias_correction, brain_extractor=brain_extractor
+        )
 
 
 @dataclass(frozen=True)
@@ -200,7 +210,7 @@ def prepare_volumes(
     reference = reference_of(volumes)
     volumes, movements = _laid_over(reference, volumes) if settings.register_modalities else (volumes, {})
     grid = covering_grid(volumes[reference], settings.spacing_mm)
-    brain = find_brain(volumes, grid)
+    brain = find_brain(volumes, grid, settings.brain_extractor)
     remarks = [Remark(code=code, message=message) for code, message in brain.doubts]
     box = bounding_box(brain.mask, settings.margin_mm, settings.spacing_mm)
     target = grid.crop(box)

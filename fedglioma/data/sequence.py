@@ -33,18 +33,22 @@ _LOCALIZER: Final = re.compile(
     r"(?<![a-z])(loc(alizer|aliser)?|scout|survey|topogram|3[- ]?plane)(?![a-z])", re.I
 )
 _NOT_STRUCTURAL: Final = re.compile(
-    r"(?<![a-z])(calib\w*|asset|smartbrain|dwi?|diff\w*|dti|e?adc|b[-_ ]?1000|ep2d|epi|trace|fa|tensor|"
-    r"perf\w*|dsc|dce|asl|cbf|cbv|mtt|ttp|swi|swan|mip|minip|mpr|phase|pha|tof|mra|mrv|angio|spectro\w*|mrs|"
-    r"press|bold|fmri|spine|cervical|orbit\w*|pituit\w*|sub(traction)?|screen ?save|report|dose)(?![a-z])",
+    r"(?<![a-z])(calib\w*|asset cal\w*|smartbrain|dwi?|diff\w*|dti|e?adc|b[-_ ]?1000|ep2d|epi|trace|fa(?!\d)|"
+    r"tensor|perf\w*|dsc|dce|asl|cbf|cbv|mtt|ttp|swi|swan|mip|minip|phase|pha|tof|mra|mrv|angio|"
+    r"spectro\w*|mrs|press|bold|fmri|spine|cervical|orbit\w*|pituit\w*|sub(traction)?(?!-)|screen ?save|"
+    r"report|dose)(?![a-z])",
     re.I,
 )
+_REFORMATTED: Final = re.compile(r"(?<![a-z])mpr(?![a-z])", re.I)
 _POST: Final = re.compile(
-    r"\+ ?c\b|\+ ?gd|\bgd\b|(?<![a-z])ce\b|t1ce|t1c\b|t1\+c|t1gd|post(?!er)|c\+|\bc$|contrast|gado|gad\b|增强|"
-    r"enh|\bkm\b|(?<![a-z])mit km|kontrast",
+    r"\+ ?c\b|\+ ?gd|\bgd\b|(?<![a-z])ce\b|t1ce|t1c\b|t1\+c|t1gd|post(?!er)|c\+|\bc$|contrast|gado|gad\b|"
+    r"增强|enh|\bkm\b|(?<![a-z])mit km|kontrast",
     re.I,
 )
 _PRE: Final = re.compile(
-    r"\bpre\b|non[- ]?(contrast|enh)|w/?o\b|without|平扫|plain|\bnativ\b|ohne|unenh|\bnc\b|no contrast", re.I
+    r"\bpre\b(?![- ]?op)|non[- ]?(contrast|enh)|no contrast|w/?o\b|without|plain|unenh|\bnc\b|"
+    r"平扫|\bnativ\b|ohne|\bvor km",
+    re.I,
 )
 _FLAIR: Final = re.compile(r"flair|tirm|dark[- ]?fluid|dafl|t2[- ]?fl\b|压水", re.I)
 _T1: Final = re.compile(r"(?<![a-z])t1|mprage|bravo|f?spgr|\btfe\b|mp2rage|\bvibe\b|\btfl", re.I)
@@ -139,10 +143,10 @@ def classify(text: SeriesText, header: TechnicalHeader, series_map: SeriesMap = 
     if by_hand is not None:
         return by_hand
     name = " ".join((text.description or text.protocol).replace("_", " ").split())
-    refused = _refused(name, text.image_type)
+    said, timed = _by_name(name), _by_timing(header)
+    refused = _refused(name, text.image_type, prepared_t1=timed == "t1" and header.inversion_ms is not None)
     if refused:
         return refused
-    said, timed = _by_name(name), _by_timing(header)
     reasons = (f"the name says {said or 'nothing'}", f"the timing says {timed or 'nothing'}")
     if said and timed and said != timed:
         return _unclear(0.3, *reasons, "they disagree")
@@ -173,13 +177,14 @@ def _with_contrast(name: str, sure: float, reasons: tuple[str, ...], *, agent: b
     return Choice(modality=modality, confidence=sure, code="chosen", reasons=reasons)
 
 
-def _refused(name: str, image_type: tuple[str, ...]) -> Choice | None:
+def _refused(name: str, image_type: tuple[str, ...], *, prepared_t1: bool) -> Choice | None:
     if "LOCALIZER" in image_type or _LOCALIZER.search(name):
         return Choice(modality=None, confidence=0.9, code="localizer", reasons=("a localizer",))
     if any(word in _DERIVED for word in image_type):
         reason = f"computed from other images; name it in {MAP_NAME} if it is an original after all"
         return Choice(modality=None, confidence=0.9, code="derived", reasons=(reason,))
-    if _NOT_STRUCTURAL.search(name):
+    # "mpr" is a reformatted picture, but one vendor also calls its MPRAGE so.
+    if _NOT_STRUCTURAL.search(name) or (_REFORMATTED.search(name) and not prepared_t1):
         return Choice(
             modality=None, confidence=0.9, code="not_structural", reasons=("not a structural scan",)
         )

@@ -4,29 +4,26 @@ A new scale never repeats reading, registration or bias correction; the arrays o
 """
 
 from collections.abc import Sequence
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 
-from fedglioma.case import CHANNELS, Case
-from fedglioma.console import Progress, silent
-from fedglioma.data.cache import Cache, HalfArray, content_key
+from fedglioma.case import CHANNELS
+from fedglioma.data.cache import Cache, Stored, content_key
 from fedglioma.data.normalize import onto_scale
-from fedglioma.data.pool import map_cases
 from fedglioma.data.prepared import PreparedCase
 from fedglioma.errors import DataError
 from fedglioma.scale import Scale
 
 
-def standardize_cases(
-    cases: Sequence[PreparedCase],
-    scale: Scale,
-    cache: Cache,
-    *,
-    workers: int = 1,
-    progress: Progress = silent,
+def on_scale(
+    cases: Sequence[PreparedCase], scale: Scale | None, *, workers: int = 1
 ) -> tuple[PreparedCase, ...]:
-    """Return the cases with their arrays on the scale; what the cache has already is only checked.
+    """Return the cases with their arrays on the scale, or as they are where there is none.
+
+    The arrays go into the cache that the prepared ones lie in; what it has already is checked once.
 
     Raises
     ------
@@ -35,31 +32,30 @@ def standardize_cases(
     OSError
         The cache cannot be written.
     """
-    finished = 0
-
-    def one() -> None:
-        nonlocal finished
-        finished += 1
-        progress(finished, len(cases))
-
-    work = partial(_standardized, scale, cache)
-    return tuple(map_cases(work, list(cases), workers=workers, done=one))
+    if scale is None:
+        return tuple(cases)
+    with ThreadPoolExecutor(max(workers, 1)) as threads:
+        return tuple(threads.map(partial(_moved, scale), cases))
 
 
-def _standardized(scale: Scale, cache: Cache, prepared: PreparedCase) -> PreparedCase:
-    case: Case = prepared.case
-    before = cache.get(prepared.array.stem)
-    if before is None or before.digest != prepared.digest:
-        raise DataError(f"{prepared.array.name}: the prepared volume is gone or damaged: prepare it again")
-    settings = {"prepared": prepared.digest, "scale": scale.id}
-    key = content_key(before.record.inputs, settings)
+def _moved(scale: Scale, prepared: PreparedCase) -> PreparedCase:
+    return _entry(prepared.array, prepared.digest, scale).as_case(prepared.case)
+
+
+@lru_cache(maxsize=1 << 14)
+def _entry(array: Path, digest: str, scale: Scale) -> Stored:
+    """Return the entry of a prepared array on the scale; remembered, because each look is a checksum."""
+    cache = Cache(array.parent)
+    before = cache.get(array.stem)
+    if before is None or before.digest != digest:
+        raise DataError(f"{array.name}: the prepared volume is gone or damaged: prepare it again")
+    key = content_key(before.record.inputs, {"prepared": digest, "scale": scale.id})
     found = cache.get(key)
     if found is not None:
-        return found.as_case(case)
-    array: HalfArray = np.array(before.open())
+        return found
+    image = np.array(before.open())
     for channel, modality in enumerate(CHANNELS):
-        if modality in prepared.percentiles:
-            own, common = prepared.percentiles[modality], scale.landmarks[modality]
-            array[channel] = onto_scale(array[channel].astype(np.float32), own, common)
-    record = before.record.model_copy(update={"scale": scale.id})
-    return cache.put(key, array, record).as_case(case)
+        if modality in before.record.percentiles:
+            own, common = before.record.percentiles[modality], scale.landmarks[modality]
+            image[channel] = onto_scale(image[channel].astype(np.float32), own, common)
+    return cache.put(key, image, before.record.model_copy(update={"scale": scale.id}))

@@ -30,7 +30,7 @@ def conclude(
     settle_norms(learner, settings, coordinator.dataset(coordinator.selection), coordinator.device)
     whole = Layout.of(learner.model, learner.loss, whole=True)
     write_model(folder.model, record, chosen, pack(learner.model, learner.loss, whole=True), whole)
-    held_out = [*coordinator.selection, *coordinator.report]
+    held_out = coordinator.on_scale((*coordinator.selection, *coordinator.report))
     splits = ["selection"] * len(coordinator.selection) + ["report"] * len(coordinator.report)
     predictions = predictions_of(
         learner,

@@ -11,6 +11,7 @@ from fedglioma.config.run import RunConfig
 from fedglioma.data.dataset import CaseDataset
 from fedglioma.data.plan import SimulationPlan
 from fedglioma.data.prepared import PreparedCase
+from fedglioma.data.standardize import on_scale
 from fedglioma_server.runfolder import RunFolder
 
 CONNECT_S = 120.0
@@ -78,6 +79,10 @@ class Coordinator:
         """Where the held-out cases are evaluated."""
         return torch.device(self.device_name)
 
+    def on_scale(self, cases: tuple[PreparedCase, ...]) -> tuple[PreparedCase, ...]:
+        """Return held-out cases on the run's intensity scale."""
+        return on_scale(cases, self.folder.read().scale, workers=max(self.threads, 1))
+
     def dataset(self, cases: tuple[PreparedCase, ...]) -> CaseDataset:
-        """Return held-out cases for evaluation: centre crops, nothing random."""
-        return CaseDataset(cases, crop=self.settings.crop, augment=None, seed=0)
+        """Return held-out cases for evaluation: on the run's scale, centre crops, nothing random."""
+        return CaseDataset(self.on_scale(cases), crop=self.settings.crop, augment=None, seed=0)

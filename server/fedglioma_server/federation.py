@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 from fedglioma.case import Gene
 from fedglioma.counts import global_counts
 from fedglioma.machine import return_free_memory
+from fedglioma.scale import Scale, fit_scale
 from fedglioma.training.learner import Learner, initial_learner, layout_of
 from fedglioma.weights import FlatArrays, pack, to_record
 from fedglioma.wire import StatisticsReply
@@ -52,7 +53,7 @@ def run_federation(grid: Grid, coordinator: Coordinator, finished: Finished = la
         torch.set_num_threads(coordinator.threads)
     roll = Roll(grid, coordinator)
     roll.call()
-    counts = _record_sites(folder, roll.nodes)
+    counts, scale = _record_sites(folder, roll.nodes)
     learner = initial_learner(settings, counts)
     layout = layout_of(settings)
     checkpoints = Checkpoints(folder.checkpoints, layout)
@@ -71,6 +72,7 @@ def run_federation(grid: Grid, coordinator: Coordinator, finished: Finished = la
         layout,
         spool=Spool(folder.work / "updates", folder.updates if settings.keep_updates else None),
         run=folder.key(),
+        scale=scale,
         done=done,
         usable=coordinator.usable,
     )
@@ -115,22 +117,28 @@ def _between(initial: ArrayRecord, roll: Roll) -> None:
     roll.call_late()
 
 
-def _record_sites(folder: RunFolder, nodes: dict[int, StatisticsReply]) -> dict[Gene, tuple[float, float]]:
-    """Return the class counts of the run: those it was started with, where it is resumed."""
+def _record_sites(
+    folder: RunFolder, nodes: dict[int, StatisticsReply]
+) -> tuple[dict[Gene, tuple[float, float]], Scale | None]:
+    """Return class counts and intensity scale of the run: those it was started with, where it is resumed."""
     replies = list(nodes.values())
     kept = folder.read()
     counts = kept.class_counts or global_counts([(reply.labels, reply.small_cell_limit) for reply in replies])
+    scale = kept.scale
+    if scale is None and kept.settings.standardize == "federated":
+        scale = fit_scale([reply.landmarks for reply in replies])
     suppressed = sum(
         cell is None for reply in replies for cells in reply.labels.values() for cell in cells[:2]
     )
     folder.update(
         sites={reply.site: site_data(reply) for reply in replies},
         class_counts=counts,
+        scale=scale,
         suppressed_cells=suppressed,
         synthetic=kept.synthetic or any(reply.synthetic for reply in replies),
         status="running",
     )
-    return counts
+    return counts, scale
 
 
 def _resume(

@@ -40,7 +40,7 @@ def read_evaluation(
     cases = [case.model_copy(update={"site": site_name(case.site)}) for case in cohort.cases]
     prepared = prepare_cases(
         cases,
-        PrepareSettings(spacing_mm=settings.spacing_mm),
+        PrepareSettings.of(settings),
         Cache(cache),
         workers=workers,
         progress=progress,

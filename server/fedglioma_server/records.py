@@ -15,6 +15,7 @@ from fedglioma.case import Gene
 from fedglioma.config.run import RunConfig
 from fedglioma.errors import ConfigError
 from fedglioma.newfile import replacing
+from fedglioma.scale import Scale
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -81,6 +82,9 @@ class RunRecord(Record):
         default={}, description="training counts behind the loss margins, suppressed cells estimated"
     )
     suppressed_cells: int = 0
+    scale: Scale | None = Field(
+        default=None, description="the consortium's intensities; None: each case on its own scale"
+    )
     issues: list[DataIssue] = []
 
 

@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedglioma.case import CHANNELS, GENE_TITLES, GENES, Gene
 from fedglioma.config.run import RunConfig
 from fedglioma.errors import ConfigError, ProtocolError
 from fedglioma.metrics.bootstrap import Measure
 from fedglioma.metrics.tables import Evaluation
+from fedglioma.scale import Scale
 from fedglioma.tensorfile import read_safetensors, write_safetensors
 from fedglioma.training.learner import Learner, build_learner
 from fedglioma.weights import FlatArrays, Layout, digest_of, unpack
@@ -29,9 +30,9 @@ from brain MRI. It was trained by {strategy} over {sites} in {rounds} rounds wit
 {version}; round {chosen} had the lowest held-out loss and is the one released here.
 
 ## Input
-Channels, in this order: {channels}. Each volume is z-scored inside the brain, background 0, on a
-{spacing:g} mm grid in RAS orientation; a centre crop of {crop} voxels per axis. A missing sequence is a
-channel of zeros with its presence bit 0.
+Channels, in this order: {channels}. {intensities} on a
+{spacing:g} mm grid in RAS orientation, background 0; a centre crop of {crop} voxels per axis. A missing
+sequence is a channel of zeros with its presence bit 0.
 
 ## Output
 Per gene two logits in the order wild-type or intact, mutant or codeleted: {genes}.
@@ -62,6 +63,7 @@ def model_config(
         "settings": record.settings.model_dump(mode="json"),
         "channels": [modality.value for modality in CHANNELS],
         "genes": [gene.value for gene in GENES],
+        "scale": None if record.scale is None else record.scale.model_dump(mode="json"),
         "class_counts": {gene.value: list(counts) for gene, counts in record.class_counts.items()},
         "layout": layout.digest,
         "digest": digest_of(arrays),
@@ -79,8 +81,16 @@ def write_model(
     write_json(folder / "config.json", config)
 
 
-def load_model(folder: Path) -> tuple[Learner, RunConfig]:
-    """Return a released network with its weights, and the settings that it was trained with.
+class Released(NamedTuple):
+    """A released network with its weights, what it was trained with, and the scale that its images are on."""
+
+    learner: Learner
+    settings: RunConfig
+    scale: Scale | None
+
+
+def load_model(folder: Path) -> Released:
+    """Return a released model.
 
     Raises
     ------
@@ -91,6 +101,7 @@ def load_model(folder: Path) -> tuple[Learner, RunConfig]:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         settings = RunConfig.from_mapping(config["settings"], str(folder / "config.json"))
         counts = {Gene(name): (float(a), float(b)) for name, (a, b) in config["class_counts"].items()}
+        scale = None if config["scale"] is None else Scale.model_validate(config["scale"])
         channels, genes = config["channels"], config["genes"]
         recorded = config["layout"], config["digest"]
         learner = build_learner(settings, counts)
@@ -114,7 +125,18 @@ def load_model(folder: Path) -> tuple[Learner, RunConfig]:
         raise ProtocolError(f"{folder}: model.safetensors is damaged, its content does not match config.json")
     unpack(arrays, learner.model, learner.loss, whole=True)
     learner.model.eval()
-    return learner, settings
+    return Released(learner, settings, scale)
+
+
+def intensities_text(record: RunRecord) -> str:
+    """Return what was done to intensities, for the card."""
+    corrected = "bias-corrected (N4) and " if record.settings.bias_correction else ""
+    if record.scale is None:
+        return f"Each volume is {corrected}z-scored inside the brain,"
+    return (
+        f"Each volume is {corrected}laid on the consortium's intensity scale (`scale` in config.json, id "
+        f"{record.scale.id[:12]}),"
+    )
 
 
 def write_card(
@@ -140,6 +162,7 @@ def write_card(
         chosen=chosen.round,
         channels=", ".join(m.value for m in CHANNELS),
         spacing=settings.spacing_mm,
+        intensities=intensities_text(record),
         crop=settings.crop,
         genes=", ".join(g.value for g in GENES),
         split=evaluation.split,

@@ -37,7 +37,7 @@ _ABSENT = {
     ErrorCode.NODE_UNAVAILABLE: ("not_connected", "not connected"),
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE: ("no_reply", "no reply within the round's time"),
 }
-_REFUSALS = {"PolicyError": "policy", "DataError": "data", "IdentityError": "identity"}
+_REFUSALS = {"PolicyError": "policy", "DataError": "data", "ScaleError": "scale", "IdentityError": "identity"}
 _MOST_CASES = 10**6
 _LONGEST_PHASE_S = 1e7
 _SUBSETS = frozenset(
@@ -80,6 +80,8 @@ def believed(reply: StatisticsReply) -> StatisticsReply:
     cells = [*chain.from_iterable(reply.labels.values()), *reply.modalities.values()]
     if not all(cell is None or 0 <= cell <= reply.cases for cell in cells):
         raise ProtocolError(f"a count of it is not between 0 and its {reply.cases} cases")
+    if any(sums.cases > reply.cases for sums in reply.landmarks.values()):
+        raise ProtocolError(f"it sums landmarks of more than its {reply.cases} cases")
     trunk = reply.weights.get(TRUNK)
     if trunk is None or trunk > reply.cases:
         raise ProtocolError(f"its weight of the trunk is not between 0 and its {reply.cases} cases")

@@ -9,6 +9,7 @@ from fedglioma.console import progress
 from fedglioma.data.cache import Cache
 from fedglioma.data.cohort import merge_cohorts, read_cohort
 from fedglioma.data.prepare import PrepareSettings, prepare_cases
+from fedglioma.data.standardize import on_scale
 from fedglioma.errors import ConfigError
 from fedglioma.metrics.predictions import Predictions
 from fedglioma.metrics.tables import Evaluation, evaluate
@@ -51,20 +52,20 @@ def evaluate_model(
     if not model.is_dir():
         raise ConfigError(f"{model}: no such folder; name the model folder of a run")
     place = usable_device(device)
-    learner, settings = load_model(model)
+    learner, settings, scale = load_model(model)
     learner.to(place)
     cohort = merge_cohorts([read_cohort(folder) for folder in cohorts])
     with progress("prepare", unit="cases") as shown:
         prepared = prepare_cases(
             cohort.cases,
-            PrepareSettings(spacing_mm=settings.spacing_mm),
+            PrepareSettings.of(settings),
             Cache((cache or out.parent / "cache").resolve()),
             workers=workers or default_threads(),
             progress=shown,
         )
     predictions = predictions_of(
         learner,
-        prepared.cases,
+        on_scale(prepared.cases, scale, workers=workers or default_threads()),
         [SPLIT] * len(prepared.cases),
         crop=settings.crop,
         batch_size=settings.batch_size,

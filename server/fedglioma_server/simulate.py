@@ -99,7 +99,7 @@ def count_splits(simulation: Simulation) -> dict[str, SplitCount]:
 
 def prepare(simulation: Simulation, progress: Progress = silent) -> Prepared:
     """Return all cases, prepared into the cache."""
-    settings = PrepareSettings(spacing_mm=simulation.settings.spacing_mm)
+    settings = PrepareSettings.of(simulation.settings)
     cases = simulation.gathering.cases
     return prepare_cases(
         cases, settings, Cache(simulation.cache), workers=simulation.workers, progress=progress

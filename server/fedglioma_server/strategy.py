@@ -18,6 +18,7 @@ from flwr.serverapp.strategy import Strategy
 from fedglioma.case import Gene
 from fedglioma.config.run import RunConfig
 from fedglioma.errors import ConfigError, QuorumError
+from fedglioma.scale import Scale
 from fedglioma.weights import TRUNK, FlatArrays, Layout, from_record, to_record
 from fedglioma.wire import TRAIN, StatisticsReply, TrainRequest, payload_bytes, request_record
 from fedglioma_server.aggregation import Update
@@ -61,6 +62,8 @@ class RoundStrategy(Strategy):
         Where updates lie until they are combined.
     run : str
         What tells this run from every other at the sites.
+    scale : Scale, optional
+        The consortium's intensities; without it each case is on its own scale.
     done : int
         Rounds already completed before this start (resume).
     usable : callable, optional
@@ -81,6 +84,7 @@ class RoundStrategy(Strategy):
         *,
         spool: Spool,
         run: str,
+        scale: Scale | None = None,
         done: int = 0,
         usable: Callable[[str], None] = lambda _site: None,
     ) -> None:
@@ -90,6 +94,7 @@ class RoundStrategy(Strategy):
         self.layout = layout
         self.spool = spool
         self.run = run
+        self.scale = scale
         self.done = done
         self.usable = usable
         self.combiner = combiner_of(settings)
@@ -119,6 +124,7 @@ class RoundStrategy(Strategy):
             proximal_mu=self.settings.proximal_mu if self.settings.strategy == "fedprox" else 0.0,
             class_counts=self.class_counts,
             layout=self.layout.digest,
+            scale=self.scale,
             audit_head=self.audit_head(),
         )
         content = request_record(request)

@@ -12,6 +12,7 @@ from fedglioma.config.site import Policy
 from fedglioma.data.dataset import CaseDataset
 from fedglioma.data.loader import train_batches
 from fedglioma.data.plan import PLAN_KEY
+from fedglioma.data.standardize import on_scale
 from fedglioma.errors import ProtocolError, QuorumError
 from fedglioma.seeds import derive_seed, seed_torch
 from fedglioma.training.fit import parameter_groups
@@ -58,7 +59,7 @@ def test_run_ends_with_model_evaluation_survival_and_report(tmp_path):
     assert [line.round for line in folder.rounds()] == [0, 1, 2]
     for path in ("evaluation/metrics.json", "evaluation/predictions.csv", "privacy.json", "report.html"):
         assert (folder.path / path).stat().st_size > 0
-    learner, settings = load_model(folder.model)
+    learner, settings, _ = load_model(folder.model)
     assert settings == plan.settings
     chosen = best_round(folder.rounds())
     assert_same_bits(pack(learner.model, learner.loss), final_weights(plan, chosen.round))
@@ -79,7 +80,7 @@ def test_one_site_for_one_round_equals_a_plain_training_loop(tmp_path):
     torch.set_num_threads(1)
     learner = initial_learner(settings, record.class_counts)
     dataset = CaseDataset(
-        plan.sites[0].cases,
+        on_scale(plan.sites[0].cases, record.scale),
         crop=settings.crop,
         augment=None,
         seed=derive_seed(settings.seed, "crops", "ningxia"),

@@ -241,7 +241,7 @@ def test_fedbn_that_was_interrupted_ends_with_the_same_bits_and_the_same_norms(t
 def test_released_fedbn_model_stands_alone(tmp_path):
     plan = make_plan(tmp_path, settings(**BATCH_NORM))
     folder = run(plan)
-    learner, loaded = load_model(folder.model)
+    learner, loaded, _ = load_model(folder.model)
     assert loaded == plan.settings
     chosen = best_round(folder.rounds())
     assert_same_bits(pack(learner.model, learner.loss), final_weights(plan, chosen.round))

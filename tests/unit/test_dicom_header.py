@@ -1,14 +1,18 @@
 """One header: what is kept of it, what never is, and that nothing in it can do harm."""
 
+import contextlib
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pydicom
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedglioma.data.dicom_header import TechnicalHeader, read_header
+from fedglioma.data.dicom import Limits, stack
+from fedglioma.data.dicom_header import FileHeader, Frame, SeriesText, TechnicalHeader, read_header
 from fedglioma.data.volume import VolumeError
 from fedglioma.pseudonym import pseudonym
 from tests.dicom_fixture import SECRET, edit, head, write_enhanced, write_t2
@@ -115,25 +119,26 @@ def test_chinese_descriptions_are_read(path: Path, charset: str, codec: str) -> 
     assert read_header(path, SECRET).text.description == "T1增强"
 
 
-STARTS: dict[str, bytes] = {}
-
-
-def start() -> bytes:
-    """A good file's bytes, written once."""
-    if not STARTS:
-        with TemporaryDirectory() as name:
-            STARTS["t2"] = write_t2(Path(name))[0].read_bytes()
-    return STARTS["t2"]
+@cache
+def start(kind: str = "classic") -> bytes:
+    """A good file's bytes."""
+    with TemporaryDirectory() as name:
+        if kind == "enhanced":
+            return write_enhanced(Path(name, "e.dcm"), head()).read_bytes()
+        return write_t2(Path(name))[0].read_bytes()
 
 
 def judged(content: bytes, folder: Path) -> None:
     path = folder / "fuzz.dcm"
     path.write_bytes(content)
+    refused = None
     try:
         header = read_header(path, SECRET)
     except VolumeError as error:
-        assert error.code.replace("_", "").isalpha()
-        assert error.reason.isprintable()
+        refused = error
+    if refused:
+        assert refused.code.replace("_", "").isalpha()
+        assert refused.reason.isprintable()
     else:
         assert TechnicalHeader.model_validate_json(header.technical.model_dump_json()) == header.technical
         assert all(len(frame.position) == 3 for frame in header.frames)
@@ -142,13 +147,24 @@ def judged(content: bytes, folder: Path) -> None:
 FUZZ = settings(max_examples=150, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
+@pytest.mark.parametrize(("kind", "last"), [("classic", 1400), ("enhanced", 6000)])
 @FUZZ
-@given(changes=st.lists(st.tuples(st.integers(132, 1400), st.integers(0, 255)), min_size=1, max_size=12))
-def test_any_bytes_are_judged(tmp_path: Path, changes: list[tuple[int, int]]) -> None:
-    content = bytearray(start())
-    for place, value in changes:
+@given(data=st.data())
+def test_any_bytes_are_judged(tmp_path: Path, kind: str, last: int, data: st.DataObject) -> None:
+    change = st.tuples(st.integers(132, last), st.integers(0, 255))
+    content = bytearray(start(kind))
+    for place, value in data.draw(st.lists(change, min_size=1, max_size=12)):
         content[place % len(content)] = value
     judged(bytes(content), tmp_path)
+
+
+def test_a_group_of_an_unknown_kind_is_a_reason(tmp_path: Path) -> None:
+    path = write_enhanced(tmp_path / "e.dcm", head())
+    content = path.read_bytes()
+    place = content.index(b"\x00\x52\x29\x92SQ")
+    path.write_bytes(content[: place + 4] + b"S\xa1" + content[place + 6 :])
+    with pytest.raises(VolumeError):
+        read_header(path, SECRET)
 
 
 @FUZZ
@@ -185,3 +201,41 @@ def test_any_values_are_judged(tmp_path: Path, values: dict[str, bytes]) -> None
         even = value + b" " * (len(value) % 2)
         content = content[: place + 6] + len(even).to_bytes(2, "little") + even + content[place + 8 + size :]
     judged(content, tmp_path)
+
+
+NUMBERS = st.one_of(st.floats(-1e5, 1e5), st.sampled_from([0.0, 1.0, -1.0, 5.0, 1e-9]))
+
+
+@FUZZ
+@given(
+    frames=st.lists(
+        st.tuples(
+            st.tuples(*[NUMBERS] * 3), st.sampled_from([(1, 0, 0, 0, 1, 0), (0, 1, 0, 0, 0, 1)]), NUMBERS
+        ),
+        min_size=1,
+        max_size=20,
+    ),
+    rows=st.integers(16, 4096),
+)
+def test_any_places_of_slices_are_judged(
+    frames: list[tuple[tuple[float, ...], tuple[int, ...], float]], rows: int
+) -> None:
+    headers = [
+        FileHeader(
+            path=Path(f"{number}"),
+            uid="1",
+            patient="",
+            text=SeriesText("t2_tse"),
+            technical=TechnicalHeader(),
+            frames=(Frame(position, orientation, (abs(size) + 1e-6,) * 2),),
+            columns=64,
+            rows=rows,
+            number=1,
+            acquired="",
+        )
+        for number, (position, orientation, size) in enumerate(frames)
+    ]
+    with contextlib.suppress(VolumeError):
+        ordered, geometry = stack(headers, Limits(min_slices=2, min_extent_mm=0))
+        assert sorted(h.path for h in ordered) == sorted(h.path for h in headers)
+        assert np.isfinite(np.linalg.inv(geometry.affine)).all()

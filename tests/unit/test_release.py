@@ -83,7 +83,7 @@ def change(folder: Path, how: Callable[[dict[str, Any]], object]) -> None:
 
 def test_released_model_is_loaded_to_the_bit_and_ready_to_predict(released: Path) -> None:
     expected = initial_learner(SETTINGS, COUNTS)
-    learner, settings = load_model(released)
+    learner, settings, _ = load_model(released)
     assert settings == SETTINGS
     assert not learner.model.training
     one, other = pack(expected.model, expected.loss), pack(learner.model, learner.loss)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from fedglioma.case import GENES, Gene
 from fedglioma.config.run import RunConfig
 from fedglioma.errors import ProtocolError
+from fedglioma.scale import LandmarkSums
 from fedglioma.weights import GROUPS
 from fedglioma.wire import (
     Body,
@@ -246,8 +247,9 @@ def test_what_a_site_can_say_is_this_and_no_more() -> None:
     """A new field is a new thing that leaves a hospital: look at it before you add it here."""
     assert set(StatisticsReply.model_fields) == {
         *("protocol", "kind", "site", "version", "layout", "cases", "labels", "modalities"),
-        *("weights", "small_cell_limit", "synthetic"),
+        *("weights", "small_cell_limit", "landmarks", "synthetic"),
     }
+    assert set(LandmarkSums.model_fields) == {"cases", "sums"}
     assert set(TrainReply.model_fields) == {
         *(
             "protocol",
