@@ -86,10 +86,11 @@ def choose_series(
         best = place_of(ranked[0].files, root)
         for loser in ranked[1:]:
             reason = f"another series for {modality}; {best} is finer, longer or at the better time"
-            remarks.append(_about(loser, root, "not_chosen", reason))
+            remarks.append(Remark(code="not_chosen", message=f"{place_of(loser.files, root)}: {reason}"))
         if ranked[0].choice.confidence < 0.9:
             reasons = "; ".join(ranked[0].choice.reasons)
-            remarks.append(_about(ranked[0], root, "sequence_doubt", f"taken for {modality}: {reasons}"))
+            doubt = f"{best}: taken for {modality}: {reasons}"
+            remarks.append(Remark(code="sequence_doubt", message=doubt))
     return PatientSeries(folder, candidates, tuple(remarks), tags, own)
 
 

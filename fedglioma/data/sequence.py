@@ -64,13 +64,13 @@ _FLAIR_INVERSION: Final = (1500.0, 3000.0)
 class Choice(Frozen):
     """What a series is taken for; ``modality`` is None where it must not be used as any of the four.
 
-    ``code`` is the reason's short name: ``chosen``, ``by_hand``, or why not: ``localizer``, ``derived``,
+    ``code`` is the reason's short name: ``chosen``, or why not: ``localizer``, ``derived``,
     ``not_structural``, ``unclear``, ``ignored``. ``reasons`` never quote the header.
     """
 
     modality: Modality | None
     confidence: float
-    code: str
+    code: str = "chosen"
     reasons: tuple[str, ...] = ()
 
     @property
@@ -90,10 +90,10 @@ class SeriesMap:
         for name in (text.description, text.protocol):
             for pattern, modality in self.rows if name else ():
                 if pattern.search(name):
-                    code = "by_hand" if modality else "ignored"
-                    return Choice(
-                        modality=modality, confidence=1.0, code=code, reasons=(f"{MAP_NAME} says so",)
-                    )
+                    why = (f"{MAP_NAME} says so",)
+                    if modality is None:
+                        return Choice(modality=None, confidence=1.0, code="ignored", reasons=why)
+                    return Choice(modality=modality, confidence=1.0, reasons=why)
         return None
 
 
@@ -156,7 +156,7 @@ def classify(text: SeriesText, header: TechnicalHeader, series_map: SeriesMap = 
         return Choice(modality=None, confidence=0.6 if base else 0.0, code=code, reasons=reasons)
     sure = 0.95 if said and timed else 0.75
     if base != "t1":  # a FLAIR after contrast is still a FLAIR
-        return Choice(modality=Modality(base), confidence=sure, code="chosen", reasons=reasons)
+        return Choice(modality=Modality(base), confidence=sure, reasons=reasons)
     return _with_contrast(name, sure, reasons, agent=header.contrast)
 
 
@@ -174,7 +174,7 @@ def _with_contrast(name: str, sure: float, reasons: tuple[str, ...], *, agent: b
     modality = Modality.T1CE if after or agent else Modality.T1
     if after and not agent:
         sure = min(sure, 0.8)
-    return Choice(modality=modality, confidence=sure, code="chosen", reasons=reasons)
+    return Choice(modality=modality, confidence=sure, reasons=reasons)
 
 
 def _refused(name: str, image_type: tuple[str, ...], *, prepared_t1: bool) -> Choice | None:
