@@ -80,12 +80,14 @@ class Outcome(Frozen):
 class Case(Frozen):
     """One imaging visit of one patient, as a hospital holds it.
 
-    ``patient`` is the cohort's ``participant_id`` and the key of every split. It stays at the site.
+    ``patient`` is the cohort's ``participant_id`` and the key of every split. It stays at the site. A
+    modality is one NIfTI file in ``volumes``, or the files of a DICOM series, in order, in ``series``.
     """
 
     patient: str
     site: str
     volumes: dict[Modality, Path]
+    series: dict[Modality, tuple[Path, ...]] = {}
     mask: Path | None = None
     genotype: Genotype = Genotype()
     grade: int | None = None
@@ -99,7 +101,7 @@ class Case(Frozen):
     @property
     def present(self) -> tuple[Modality, ...]:
         """Modalities that this case has, in channel order."""
-        return tuple(m for m in CHANNELS if m in self.volumes)
+        return tuple(m for m in CHANNELS if m in self.volumes or m in self.series)
 
 
 class Finding(Frozen):

@@ -1,5 +1,6 @@
 """Preflight: everything that a round would trip over, looked at beforehand and told in one line each."""
 
+import secrets
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from fedglioma.config.site import SiteConfig
 from fedglioma.data.cohort import Cohort
 from fedglioma.data.manifest import WHOLE_COHORT
 from fedglioma.errors import ConfigError, DataError
+from fedglioma.pseudonym import SECRET_BYTES
 from fedglioma_client.check_server import check_way
 from fedglioma_client.intake import Unusable, load_settings, read_site_cohort
 from fedglioma_client.machine import (
@@ -120,7 +122,7 @@ def check_site(site: str, path: Path, spacing_mm: float) -> Checked:
 def _check_data(config: SiteConfig) -> _Gathered:
     """Return the verdicts on folder, cases, labels and sequences."""
     try:
-        read = read_site_cohort(config)
+        read = read_site_cohort(config, secrets.token_bytes(SECRET_BYTES))
     except DataError as error:
         remedy = "set data and layout in the settings file, or correct the folder"
         return _Gathered([failed("data", str(error), remedy, exit_code=error.exit_code)])

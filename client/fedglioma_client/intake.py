@@ -7,9 +7,12 @@ from pathlib import Path
 from fedglioma.case import Finding
 from fedglioma.config.site import SiteConfig, load_site_config
 from fedglioma.data.cohort import Cohort, read_cohort
-from fedglioma.data.layout import find_patients
+from fedglioma.data.dicom_layout import find_images
 from fedglioma.data.manifest import TABLE_NAME, read_participants
 from fedglioma.errors import DataError
+from fedglioma.pseudonym import site_secret
+
+SECRET_FILE = "site_secret"
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,19 @@ def load_settings(path: Path) -> SiteConfig:
     return config.model_copy(update=folders)
 
 
-def read_site_cohort(config: SiteConfig) -> Cohort | Unusable:
+def secret_of(config: SiteConfig) -> bytes:
+    """Return the site's secret, which the first call makes, in the folder ``state``."""
+    config.state.mkdir(parents=True, exist_ok=True)
+    return site_secret(config.state / SECRET_FILE)
+
+
+def read_site_cohort(config: SiteConfig, secret: bytes) -> Cohort | Unusable:
     """Return the site's cohort, or why none of its patients can be used.
+
+    Parameters
+    ----------
+    secret : bytes
+        Under which the ids in DICOM headers are compared: the site's, or one that is forgotten.
 
     Raises
     ------
@@ -46,9 +60,9 @@ def read_site_cohort(config: SiteConfig) -> Cohort | Unusable:
     """
     layout = None if config.layout == "auto" else config.layout
     try:
-        return read_cohort(config.data, layout=layout)
+        return read_cohort(config.data, layout=layout, secret=secret)
     except DataError as error:
         # Where the folder or the table is at fault, they say so again here, by themselves.
-        find_patients(config.data, layout)
+        find_images(config.data, layout, secret)
         table = read_participants(config.data / TABLE_NAME, site=config.site)
         return Unusable(str(error), table.exclusions)

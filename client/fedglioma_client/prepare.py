@@ -22,7 +22,7 @@ from fedglioma.data.extractor import AUTO, check_command
 from fedglioma.data.prepare import PrepareSettings, prepare_cases
 from fedglioma.errors import DataError
 from fedglioma.newfile import PRIVATE, replacing
-from fedglioma_client.intake import Unusable, read_site_cohort
+from fedglioma_client.intake import Unusable, read_site_cohort, secret_of
 from fedglioma_client.remedies import REMEDIES, by_reason, remedy_of
 from fedglioma_client.verdict import several
 
@@ -138,7 +138,7 @@ def prepare_site(config: SiteConfig, spacing_mm: float, progress: Progress = sil
     settings = PrepareSettings(spacing_mm=spacing_mm, brain_extractor=config.brain_extractor)
     cache = Cache(config.cache)
     before = {path.name for path in cache.folder.glob("*.npy")}
-    cohort = read_site_cohort(config)
+    cohort = read_site_cohort(config, secret_of(config))
     layout: str = config.layout
     synthetic = False
     if isinstance(cohort, Unusable):

@@ -20,6 +20,7 @@ from fedglioma.data.plan import PLAN_KEY, SitePlan, load_plan, plan_path
 from fedglioma.data.prepare import PrepareSettings, prepare_cases
 from fedglioma.data.prepared import PreparedCase
 from fedglioma.errors import ConfigError
+from fedglioma_client.intake import secret_of
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,8 @@ def site_of(context: Context) -> str:
 @lru_cache(maxsize=1)
 def _real_site(path: Path, spacing_mm: float, bias_correction: bool, purpose: str) -> Site:
     config = load_site_config(path)
-    read = read_cohort(config.data, layout=None if config.layout == "auto" else config.layout)
+    layout = None if config.layout == "auto" else config.layout
+    read = read_cohort(config.data, layout=layout, secret=secret_of(config))
     cohort = consenting(read, purpose)
     if len(cohort.cases) < len(read.cases):
         others = len(read.cases) - len(cohort.cases)

@@ -57,7 +57,7 @@ class SiteConfig(Frozen):
 
     site: str
     data: Path
-    layout: Literal["auto", "bids", "brats2021", "brats2023"] = "auto"
+    layout: Literal["auto", "bids", "brats2021", "brats2023", "dicom"] = "auto"
     cache: Path = Path("cache")
     device: str = "cpu"
     workers: int = Field(default=1, ge=1, le=MOST_PROCESSES)

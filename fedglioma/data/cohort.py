@@ -6,6 +6,7 @@ warnings, or an exclusion. Nothing is repaired in silence.
 """
 
 import json
+import secrets
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from fedglioma.case import Case, Finding
-from fedglioma.data.layout import Found, PatientFiles, find_patients, visit_of
+from fedglioma.data.dicom_layout import find_images
+from fedglioma.data.layout import Found, PatientFiles, visit_of
 from fedglioma.data.manifest import (
     TABLE_NAME,
     WHOLE_COHORT,
@@ -25,6 +27,7 @@ from fedglioma.data.manifest import (
 )
 from fedglioma.data.volume import VolumeError, check_volume
 from fedglioma.errors import DataError
+from fedglioma.pseudonym import SECRET_BYTES
 
 DESCRIPTION_NAME: Final = "dataset_description.json"
 
@@ -42,8 +45,11 @@ class Cohort:
     synthetic: bool
 
 
-def read_cohort(folder: Path, *, layout: str | None = None) -> Cohort:
+def read_cohort(folder: Path, *, layout: str | None = None, secret: bytes | None = None) -> Cohort:
     """Return the usable cases of a cohort folder, and every finding about the others.
+
+    ``secret`` is the site's (``pseudonym.py``): under it the ids in DICOM headers are compared. Without
+    one they are compared under a secret that is forgotten.
 
     Raises
     ------
@@ -54,7 +60,7 @@ def read_cohort(folder: Path, *, layout: str | None = None) -> Cohort:
     """
     folder = folder.absolute()
     name = folder.resolve().name
-    found = find_patients(folder, layout)
+    found = find_images(folder, layout, secret or secrets.token_bytes(SECRET_BYTES))
     reading = _Reading(found, read_participants(folder / TABLE_NAME, site=name), name)
     synthetic = reading.is_synthetic(folder)
     for participant in reading.table.participants:
@@ -211,8 +217,9 @@ class _Reading:
         broken += _broken(files)
         if broken:
             self._exclude(row, broken[0][0], "; ".join(reason for _, reason in broken))
-        elif not files.volumes:
-            self._exclude(row, "no_modality", f"no file in its folder is named as in {self.layout.pattern}")
+        elif not files.found:
+            why = "".join(f"; {reason}" for _, reason in files.remarks[:1])
+            self._exclude(row, "no_modality", f"no image in its folder as in {self.layout.pattern}{why}")
         else:
             self._admit(row, files)
 
@@ -221,7 +228,7 @@ class _Reading:
         listed = {person_key(finding.patient) for finding in self.table.exclusions}
         for files in self.unread.values():
             patient = bare_id(files.folder)
-            if not files.volumes or patient_key(patient) in listed:
+            if not files.found or patient_key(patient) in listed:
                 continue
             if person_key(patient) in self.people:
                 code, reason = (
@@ -254,7 +261,9 @@ class _Reading:
             except VolumeError as error:
                 self._warn(row, "mask", f"{mask.name}: {error.reason}; the mask is not used")
                 mask = None
-        self.cases.append(Case(volumes=dict(files.volumes), mask=mask, **dict(row)))
+        self.cases.append(
+            Case(volumes=dict(files.volumes), series=dict(files.series), mask=mask, **dict(row))
+        )
 
     def _exclude(self, row: Participant, code: str, reason: str) -> None:
         self.exclusions.append(Finding(patient=row.patient, site=row.site, code=code, message=reason))

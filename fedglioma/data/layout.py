@@ -14,7 +14,7 @@ looked at here; a name whose file is broken is still that modality, and reading 
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -41,13 +41,20 @@ _ENDINGS: Final = (".nii.gz", ".nii")
 class PatientFiles:
     """The files of one visit, as one patient's folder names them.
 
-    ``remarks`` are (code, message) of choices that were made among the files.
+    ``remarks`` are (code, message) of choices that were made among the files. A modality is one file, or
+    the files of a DICOM series in their order.
     """
 
     folder: str
     volumes: Mapping[Modality, Path]
     mask: Path | None = None
     remarks: tuple[tuple[str, str], ...] = ()
+    series: Mapping[Modality, tuple[Path, ...]] = field(default_factory=dict)
+
+    @property
+    def found(self) -> bool:
+        """Whether there is any image, in a file or as a series."""
+        return bool(self.volumes or self.series)
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ def find_patients(folder: Path, layout: str | None = None) -> Found:
     """
     if layout is not None and layout not in LAYOUTS:
         raise ConfigError(f"layout {layout!r}: unknown; allowed is {', '.join(LAYOUTS)}")
-    patients = _patient_folders(folder)
+    patients = patient_folders(folder)
     candidates = [LAYOUTS[layout]] if layout is not None else list(LAYOUTS.values())
     seen = [
         Found(candidate, tuple(candidate.find(patient) for patient in patients)) for candidate in candidates
@@ -97,8 +104,14 @@ def visit_of(folder: str) -> tuple[str, str | None]:
     return (match["patient"], match["visit"]) if match else (folder, None)
 
 
-def _patient_folders(folder: Path) -> list[Path]:
-    """Return the folders inside, hidden ones left out; a link to a folder is a folder."""
+def patient_folders(folder: Path) -> list[Path]:
+    """Return the folders inside, hidden ones left out; a link to a folder is a folder.
+
+    Raises
+    ------
+    DataError
+        The folder is absent, empty or cannot be listed.
+    """
     try:
         entries = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
     except FileNotFoundError:

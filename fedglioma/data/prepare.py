@@ -8,12 +8,10 @@ What was prepared before is found by content and only checked; the rest is share
 that cannot be prepared is excluded, whole, with the modality and the reason.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Final, Self
 
 import numpy as np
@@ -26,20 +24,18 @@ from fedglioma.console import Progress, silent
 from fedglioma.data.bias import correct_bias
 from fedglioma.data.brain import bounding_box, find_brain
 from fedglioma.data.cache import Cache, HalfArray, Moved, Record, Remark, Stored, content_key
+from fedglioma.data.contents import check_contents
 from fedglioma.data.extractor import AUTO
-from fedglioma.data.harmonize import covering_grid, reference_of, resample, same_grid, to_ras
+from fedglioma.data.harmonize import covering_grid, reference_of, resample, same_grid
 from fedglioma.data.normalize import brain_percentiles, zscore_in_brain
 from fedglioma.data.pool import map_cases
 from fedglioma.data.prepared import PreparedCase, Presence
 from fedglioma.data.register import Movement, register
+from fedglioma.data.source import Source
 from fedglioma.data.volume import (
     FloatArray,
     Volume,
     VolumeError,
-    content_digest,
-    decode_volume,
-    is_compressed,
-    read_bytes,
 )
 from fedglioma.errors import DataError
 from fedglioma.scale import Landmarks
@@ -120,7 +116,7 @@ def prepare_cases(
 class _Task:
     """A case's files with their digests, its key, and the entry if the cache has it."""
 
-    volumes: Mapping[Modality, Path]
+    sources: Mapping[Modality, Source]
     inputs: Mapping[Modality, str]
     key: str
     found: Stored | None
@@ -139,16 +135,17 @@ class _Counter:
 
 def _look_up(settings: PrepareSettings, cache: Cache, case: Case) -> _Task | VolumeError:
     """Return what the cache holds for a case, or what is wrong with a file of it."""
+    sources = {modality: Source.of(case, modality) for modality in case.present}
     inputs: dict[Modality, str] = {}
-    for modality in case.present:
+    for modality, source in sources.items():
         try:
-            inputs[modality] = content_digest(case.volumes[modality])
+            inputs[modality] = source.digest()
         except VolumeError as error:
-            return _about(modality, case.volumes[modality], error)
+            return _about(modality, source, error)
     if not inputs:
         return VolumeError("no_modality", "no modality; nothing to prepare")
     key = content_key(inputs, settings.model_dump(mode="json"))
-    return _Task(case.volumes, inputs, key, cache.get(key))
+    return _Task(sources, inputs, key, cache.get(key))
 
 
 def _first_of_each_image(
@@ -163,7 +160,7 @@ def _first_of_each_image(
         repeated = {m: owner[digest] for m, digest in task.inputs.items() if digest in owner}
         if repeated:
             modality, patient = next(iter(repeated.items()))
-            yield _duplicate(f"{modality} ({case.volumes[modality].name})", patient)
+            yield _duplicate(f"{modality} ({task.sources[modality].name})", patient)
             continue
         owner |= dict.fromkeys(task.inputs.values(), case.patient)
         yield task
@@ -172,22 +169,18 @@ def _first_of_each_image(
 def _make(settings: PrepareSettings, cache: Cache, task: _Task) -> Stored | VolumeError:
     """Prepare one case and keep it; what is wrong with it comes back as a value."""
     try:
-        volumes = {m: _read(m, task.volumes[m], digest) for m, digest in task.inputs.items()}
+        volumes = {m: _read(m, task.sources[m], digest) for m, digest in task.inputs.items()}
         array, record = prepare_volumes(volumes, task.inputs, settings)
     except VolumeError as error:
         return error
     return cache.put(task.key, array, record)
 
 
-def _read(modality: Modality, path: Path, digest: str) -> Volume:
-    """Return a modality's volume in RAS order, from the very bytes that its key was made of."""
+def _read(modality: Modality, source: Source, digest: str) -> Volume:
     try:
-        content = read_bytes(path)
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise VolumeError("changed", "the file changed while it was prepared; run again")
-        return to_ras(decode_volume(content, compressed=is_compressed(path)))
+        return source.read(digest)
     except VolumeError as error:
-        raise _about(modality, path, error) from None
+        raise _about(modality, source, error) from None
 
 
 def prepare_volumes(
@@ -217,6 +210,7 @@ def prepare_volumes(
     inside = brain.mask[tuple(slice(*limits) for limits in box)]
     image = np.zeros((len(CHANNELS), *target.shape), np.float16)  # (M, D, H, W)
     percentiles: dict[Modality, Landmarks] = {}
+    corrected: dict[Modality, FloatArray] = {}
     for channel, modality in enumerate(CHANNELS):
         if modality not in volumes:
             continue
@@ -226,6 +220,7 @@ def prepare_volumes(
         try:
             if settings.correct_bias:
                 values = correct_bias(values, inside, settings.spacing_mm)
+            corrected[modality] = values
             scaled = zscore_in_brain(values, inside)
             percentiles[modality] = brain_percentiles(scaled)
         except VolumeError as error:
@@ -235,6 +230,7 @@ def prepare_volumes(
         if seen < MIN_COVERAGE:
             message = f"{modality} shows {seen:.0%} of the brain; the rest is taken as average"
             remarks.append(Remark(code="coverage", message=message))
+    remarks += _doubts_of_contents(corrected, inside, settings.spacing_mm)
     record = Record(
         present=_presence(volumes),
         spacing_mm=settings.spacing_mm,
@@ -282,6 +278,17 @@ def _presence(volumes: Mapping[Modality, Volume]) -> Presence:
     return (flair, t1ce, t1, t2)
 
 
+def _doubts_of_contents(
+    images: Mapping[Modality, FloatArray], brain: npt.NDArray[np.bool_], spacing_mm: float
+) -> list[Remark]:
+    """Return what the images say against their names; raises ``VolumeError`` where that is certain."""
+    doubts = check_contents(images, brain, spacing_mm)
+    for doubt in doubts:
+        if doubt.certain:
+            raise VolumeError(doubt.code, doubt.message)
+    return [Remark(code=doubt.code, message=doubt.message) for doubt in doubts]
+
+
 def _doubts_of_files(inputs: Mapping[Modality, str], *, unmoved: bool) -> list[Remark]:
     """Return what the files of one case say about each other."""
     remarks = []
@@ -320,8 +327,8 @@ def _sorted_out(cases: Sequence[Case], settled: Sequence[Stored | VolumeError]) 
     return Prepared(tuple(prepared), tuple(exclusions), tuple(warnings))
 
 
-def _about(modality: Modality, path: Path, error: VolumeError) -> VolumeError:
-    return VolumeError(error.code, f"{modality} ({path.name}): {error.reason}")
+def _about(modality: Modality, source: Source, error: VolumeError) -> VolumeError:
+    return VolumeError(error.code, f"{modality} ({source.name}): {error.reason}")
 
 
 def _duplicate(what: str, patient: str) -> VolumeError:
