@@ -12,7 +12,7 @@ from fedglioma.data.manifest import TABLE_NAME, read_participants
 from fedglioma.errors import DataError
 from fedglioma.pseudonym import site_secret
 
-SECRET_FILE = "site_secret"
+SECRET_FILE = "site_secret"  # noqa: S105 - the name of a file
 
 
 @dataclass(frozen=True)
