@@ -11,7 +11,7 @@ from fedglioma_client.site import Site
 
 def landmarks_of(site: Site, settings: RunConfig) -> dict[Modality, LandmarkSums]:
     """Return the sums of the cases' landmarks; none where the run leaves each case on a scale of its own."""
-    return {} if settings.standardize == "zscore" else _sums(site)
+    return _sums(site) if settings.common_scale else {}
 
 
 def cases_on_scale(site: Site, scale: Scale | None) -> tuple[PreparedCase, ...]:

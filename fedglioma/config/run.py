@@ -20,6 +20,7 @@ Preset = Literal["recommended", "reference"]
 Strategy = Literal[
     "fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedbn", "median", "trimmed_mean", "multikrum"
 ]
+Preprocessing = Literal["standard", "mdpnet", "sgpnet", "fusion"]
 Payload = Literal["float32", "bfloat16", "int8"]
 Weighting = Literal["auto", "uncertainty", "fixed"]
 
@@ -41,6 +42,11 @@ class RunConfig(Frozen):
     crop: int = Field(default=128, ge=16, le=256, description="edge of the training crop in voxels")
     spacing_mm: float = Field(
         default=1.0, ge=0.5, le=8.0, description="isotropic voxel edge of the prepared volumes"
+    )
+    preprocessing: Preprocessing = Field(
+        default="standard",
+        description="standard, or as a paper has it: mdpnet (240 x 240 x 155 mm, z-score), sgpnet (brain "
+        "resized to 144^3, z-score), fusion (all laid over T2)",
     )
     standardize: Literal["federated", "zscore"] = Field(
         default="federated",
@@ -147,6 +153,11 @@ class RunConfig(Frozen):
         """Token grid of the transformer: ceil(crop / 8) per axis; part of what sites must agree on."""
         edge = ceil(self.crop / 8)
         return edge, edge, edge
+
+    @property
+    def common_scale(self) -> bool:
+        """Whether sites agree on one intensity scale; two of the papers' own preprocessings have none."""
+        return self.standardize == "federated" and self.preprocessing not in ("mdpnet", "sgpnet")
 
     @property
     def task_weighting(self) -> Literal["uncertainty", "fixed"]:

@@ -12,20 +12,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Self
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
 from fedglioma.case import CHANNELS, Case, Finding, Frozen, Modality
-from fedglioma.config.run import RunConfig
+from fedglioma.config.run import Preprocessing, RunConfig
 from fedglioma.console import Progress, silent
 from fedglioma.data.bias import correct_bias
 from fedglioma.data.brain import bounding_box, find_brain
 from fedglioma.data.cache import Cache, HalfArray, Moved, Record, Remark, Stored, content_key
 from fedglioma.data.contents import check_contents
 from fedglioma.data.extractor import AUTO
+from fedglioma.data.frame import box_about, cut_out, half_precision, stretched
 from fedglioma.data.harmonize import covering_grid, reference_of, resample, same_grid
 from fedglioma.data.normalize import brain_percentiles, zscore_in_brain
 from fedglioma.data.pool import map_cases
@@ -44,25 +45,43 @@ PIPELINE_VERSION: Final = 2
 """Raised whenever the same input would give other voxels: it is part of every key."""
 
 MIN_COVERAGE: Final = 0.9
-_NEARLY_ZERO: Final = np.finfo(np.float16).smallest_subnormal
+WHOLE_HEAD_MM: Final = (240.0, 240.0, 155.0)
+
+PRESETS: Final[dict[Preprocessing, dict[str, Any]]] = {
+    "standard": {},
+    "mdpnet": {"correct_bias": False, "whole_head": True},
+    "sgpnet": {"correct_bias": False, "margin_mm": 0.0, "resized": 144},
+    "fusion": {"reference": "t2"},
+}
+"""What the published systems do differently: MDPNet's, SGPNet's and the fusion model's own preprocessing."""
 
 
 class PrepareSettings(Frozen):
-    """What decides how a prepared case looks, besides its files."""
+    """What decides how a prepared case looks, besides its files.
+
+    ``reference`` is what the others are laid over, where it is there. ``whole_head`` keeps a box of
+    ``WHOLE_HEAD_MM`` about the brain instead of the brain's own; ``resized`` is the edge in voxels that the
+    brain's box is stretched to, 0 for none.
+    """
 
     spacing_mm: float = Field(default=1.0, ge=0.5, le=16)
     margin_mm: float = Field(default=4.0, ge=0, le=50)
     register_modalities: bool = True
     correct_bias: bool = True
     brain_extractor: str = AUTO
+    reference: Literal["sharpest", "t2"] = "sharpest"
+    whole_head: bool = False
+    resized: int = Field(default=0, ge=0, le=512)
     version: int = PIPELINE_VERSION
 
     @classmethod
     def of(cls, run: RunConfig, brain_extractor: str = AUTO) -> Self:
         """Return what a run's settings ask for; how brains are found is the site's."""
         return cls(
-            spacing_mm=run.spacing_mm, correct_bias=run.bias_correction, brain_extractor=brain_extractor
-        )
+            spacing_mm=run.spacing_mm,
+            correct_bias=run.bias_correction,
+            brain_extractor=brain_extractor,
+        ).model_copy(update=PRESETS[run.preprocessing])
 
 
 @dataclass(frozen=True)
@@ -200,14 +219,17 @@ def prepare_volumes(
     VolumeError
         There is no brain, or a modality has nothing to show in it.
     """
-    reference = reference_of(volumes)
+    fixed = settings.reference == "t2" and Modality.T2 in volumes
+    reference = Modality.T2 if fixed else reference_of(volumes)
     volumes, movements = _laid_over(reference, volumes) if settings.register_modalities else (volumes, {})
     grid = covering_grid(volumes[reference], settings.spacing_mm)
     brain = find_brain(volumes, grid, settings.brain_extractor)
     remarks = [Remark(code=code, message=message) for code, message in brain.doubts]
     box = bounding_box(brain.mask, settings.margin_mm, settings.spacing_mm)
+    if settings.whole_head:
+        box = box_about(box, WHOLE_HEAD_MM, settings.spacing_mm)
     target = grid.crop(box)
-    inside = brain.mask[tuple(slice(*limits) for limits in box)]
+    inside = cut_out(brain.mask, box)
     image = np.zeros((len(CHANNELS), *target.shape), np.float16)  # (M, D, H, W)
     percentiles: dict[Modality, Landmarks] = {}
     corrected: dict[Modality, FloatArray] = {}
@@ -225,16 +247,19 @@ def prepare_volumes(
             percentiles[modality] = brain_percentiles(scaled)
         except VolumeError as error:
             raise VolumeError(error.code, f"{modality}: {error.reason}") from None
-        image[channel] = _half(scaled, inside & np.isfinite(values))
+        image[channel] = half_precision(scaled, inside & np.isfinite(values))
         seen = float(np.isfinite(values[inside]).mean())
         if seen < MIN_COVERAGE:
             message = f"{modality} shows {seen:.0%} of the brain; the rest is taken as average"
             remarks.append(Remark(code="coverage", message=message))
     remarks += _doubts_of_contents(corrected, inside, settings.spacing_mm)
+    affine = target.affine
+    if settings.resized:
+        image, affine = stretched(image, affine, settings.resized)
     record = Record(
         present=_presence(volumes),
         spacing_mm=settings.spacing_mm,
-        affine=tuple(tuple(row) for row in target.affine.tolist()),
+        affine=tuple(tuple(row) for row in affine.tolist()),
         box=box,
         inputs=dict(inputs),
         settings=settings.model_dump(mode="json"),
@@ -264,13 +289,6 @@ def _laid_over(
             raise VolumeError(error.code, f"{modality}, laid over {reference}: {error.reason}") from None
         moved[modality] = movements[modality].moved(volume)
     return moved, movements
-
-
-def _half(scaled: FloatArray, inside: npt.NDArray[np.bool_]) -> HalfArray:
-    """Return the volume in float16, 0 outside the brain and there alone."""
-    half = scaled.astype(np.float16)
-    half[inside & (half == 0)] = _NEARLY_ZERO
-    return half
 
 
 def _presence(volumes: Mapping[Modality, Volume]) -> Presence:

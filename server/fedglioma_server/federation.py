@@ -125,7 +125,7 @@ def _record_sites(
     kept = folder.read()
     counts = kept.class_counts or global_counts([(reply.labels, reply.small_cell_limit) for reply in replies])
     scale = kept.scale
-    if scale is None and kept.settings.standardize == "federated":
+    if scale is None and kept.settings.common_scale:
         scale = fit_scale([reply.landmarks for reply in replies])
     suppressed = sum(
         cell is None for reply in replies for cells in reply.labels.values() for cell in cells[:2]

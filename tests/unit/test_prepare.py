@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fedglioma.case import CHANNELS, Case, Modality
+from fedglioma.config.run import Preprocessing, RunConfig
 from fedglioma.data import prepare
 from fedglioma.data.cache import Cache
 from fedglioma.data.cohort import read_cohort
@@ -186,6 +187,35 @@ def test_record_says_where_the_voxels_lie(folder: Path, cache: Cache) -> None:
     low = [limits[0] for limits in record.box]
     np.testing.assert_allclose(np.array(record.affine)[:3, 3], affine()[:3, 3] + 8.0 * np.array(low))
     assert tuple(high - low for low, high in record.box) == stored.open().shape[1:]
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "shape", "reference"),
+    [
+        ("mdpnet", (4, 30, 30, 19), Modality.T1CE),
+        ("sgpnet", (4, 144, 144, 144), Modality.T1CE),
+        ("fusion", None, Modality.T2),
+        ("standard", None, Modality.T1CE),
+    ],
+)
+def test_preprocessing_of_a_paper_gives_its_shape(
+    folder: Path,
+    cache: Cache,
+    preprocessing: Preprocessing,
+    shape: tuple[int, ...] | None,
+    reference: Modality,
+) -> None:
+    settings = PrepareSettings.of(RunConfig(spacing_mm=8.0, preprocessing=preprocessing))
+    done = prepare_cases(read_cohort(folder).cases[:1], settings, cache).cases[0]
+    stored = cache.get(done.array.stem)
+    assert stored is not None
+    assert stored.record.reference is reference
+    image = _image(done)
+    assert shape is None or image.shape == shape
+    for channel in image:
+        values = channel[channel != 0]
+        assert abs(values.mean()) < 0.1
+        assert values.std() == pytest.approx(1, abs=0.15)
 
 
 @needs_real_data
