@@ -105,6 +105,12 @@ def samples_per_cpu_second(sample: Callable[[int], Any], count: int) -> float:
     return count / (time.process_time() - started)
 
 
+def our_loader(cases: tuple[PreparedCase, ...]) -> Callable[[int], Any]:
+    """Return our way to a random crop."""
+    dataset = CaseDataset(cases, crop=CROP)
+    return lambda number: dataset.training_sample(number % len(dataset), number)
+
+
 def monai_loaders(cases: list[Case], scratch: Path) -> dict[str, Callable[[int], Any]]:
     """Return MONAI's two ways to the same crops."""
     items = [{m.value: str(path) for m, path in case.volumes.items()} for case in cases]
@@ -144,9 +150,7 @@ def report(asked: argparse.Namespace, scratch: Path) -> str:
         what = "whole heads, brain cut out by shape" if skull else "skull-stripped"
         lines.append(f"| {what} | {cost['seconds']:.0f} | {cost['cpu_s']:.0f} | {cost['peak_mb']:.0f} |")
         if not skull:
-            ours = CaseDataset(prepared_of(cases, cache), crop=CROP)
-            ways = {"ours": lambda number: ours.training_sample(number % len(ours), number)}
-            ways |= monai_loaders(cases, scratch)
+            ways = {"ours": our_loader(prepared_of(cases, cache)), **monai_loaders(cases, scratch)}
             loading = [(name, samples_per_cpu_second(way, asked.samples)) for name, way in ways.items()]
     lines += [
         "",

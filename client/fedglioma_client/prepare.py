@@ -19,26 +19,18 @@ from fedglioma.config.site import SiteConfig
 from fedglioma.console import Progress, silent
 from fedglioma.data.cache import Cache
 from fedglioma.data.extractor import AUTO, check_command
-from fedglioma.data.prepare import PrepareSettings, prepare_cases
+from fedglioma.data.prepare import Prepared, PrepareSettings, prepare_cases
 from fedglioma.errors import DataError
 from fedglioma.newfile import PRIVATE, replacing
 from fedglioma_client.intake import Unusable, read_site_cohort, secret_of
-from fedglioma_client.remedies import REMEDIES, by_reason, remedy_of
+from fedglioma_client.quality import describe, write_quality
+from fedglioma_client.quality_page import page_name
+from fedglioma_client.remedies import REMEDIES, Listed, by_reason
 from fedglioma_client.verdict import several
 
 REPORT_NAME: Final = "prepare-report.json"
 LIST_NAME: Final = "findings.csv"
-
-
-class Listed(Finding):
-    """One finding as the report shows it, with what to do about it."""
-
-    remedy: str
-
-    @classmethod
-    def of(cls, finding: Finding) -> "Listed":
-        """Return a finding with what to do about it."""
-        return cls(**finding.model_dump(), remedy=remedy_of(finding))
+NOTHING: Final = Prepared((), (), ())
 
 
 class PrepareReport(Frozen):
@@ -87,6 +79,7 @@ class PrepareReport(Frozen):
             "seconds": self.seconds,
             "report": str(self.folder / REPORT_NAME),
             "findings": str(self.folder / LIST_NAME),
+            "quality": str(self.folder / page_name(0)),
         }
 
     def text(self) -> str:
@@ -106,6 +99,7 @@ class PrepareReport(Frozen):
             ]
         if self.exclusions or self.warnings:
             lines.append(f"patients and reasons: {self.folder / LIST_NAME}")
+        lines.append(f"pictures and figures: {self.folder / page_name(0)}")
         lines.append(f"report: {self.folder / REPORT_NAME}")
         return "\n".join(lines)
 
@@ -114,16 +108,21 @@ class PrepareReport(Frozen):
 class _Result:
     """What preparing gave, whether or not any case was usable."""
 
-    arrays: tuple[str, ...]
+    prepared: Prepared
     exclusions: tuple[Finding, ...]
     warnings: tuple[Finding, ...]
     reason: str | None = None
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        return tuple(case.array.name for case in self.prepared.cases)
 
 
 def prepare_site(config: SiteConfig, spacing_mm: float, progress: Progress = silent) -> PrepareReport:
     """Return what became of the site's cohort, after preparing what the cache does not hold yet.
 
-    Stopped and run again, it goes on where it stopped.
+    Stopped and run again, it goes on where it stopped. The quality report is written beside the cache's
+    volumes, in the site's own folder.
 
     Raises
     ------
@@ -142,19 +141,30 @@ def prepare_site(config: SiteConfig, spacing_mm: float, progress: Progress = sil
     layout: str = config.layout
     synthetic = False
     if isinstance(cohort, Unusable):
-        result = _Result((), cohort.exclusions, (), cohort.reason)
+        result = _Result(NOTHING, cohort.exclusions, (), cohort.reason)
     else:
         layout, synthetic = cohort.layout, cohort.synthetic
         try:
             prepared = prepare_cases(cohort.cases, settings, cache, workers=config.workers, progress=progress)
         except DataError as error:
-            result = _Result((), cohort.exclusions, cohort.warnings, str(error))
+            result = _Result(NOTHING, cohort.exclusions, cohort.warnings, str(error))
         else:
             result = _Result(
-                tuple(case.array.name for case in prepared.cases),
+                prepared,
                 (*cohort.exclusions, *prepared.exclusions),
                 (*cohort.warnings, *prepared.warnings),
             )
+    quality = describe(
+        config.site,
+        result.prepared.cases,
+        result.prepared.records,
+        result.exclusions,
+        result.warnings,
+        spacing_mm=spacing_mm,
+        small_cell_limit=config.small_cell_limit,
+        synthetic=synthetic,
+    )
+    write_quality(cache.folder / config.site, quality, result.prepared.cases, result.prepared.records)
     made = sum(name not in before for name in result.arrays)
     return PrepareReport(
         created=datetime.now(UTC),

@@ -17,6 +17,7 @@ _NOTHING = "nothing to do: "
 REMEDIES: Final[dict[str, str]] = {
     "affine": _CONVERT,
     "age": _VALUE,
+    "brain_volume": "look at the outline in the quality report; check voxel sizes and skull stripping",
     "burned_in": _EXPORT,
     "changed": "wait until copying has ended and run prepare again",
     "consent": _NOTHING
@@ -46,11 +47,14 @@ REMEDIES: Final[dict[str, str]] = {
     "link_outside": "copy the files themselves into the patient's folder",
     "localizer": _NOTHING + "a localizer is never used",
     "mask": "replace or remove the mask; the case is kept without it",
+    "masks_differ": "strip all sequences of the patient with one brain mask; the case is kept",
+    "misaligned": "open the sequences over each other in a viewer; replace the one that does not belong",
     "missing_slices": "copy the whole series again; slices are missing",
     "mixed_matrix": _EXPORT,
     "mixed_orientation": "nothing to do; if it is no localizer, export each stack as a series of its own",
     "mixed_patients": "give each patient a folder with that patient's images alone",
     "more_sessions": _NOTHING + "only the first session is used",
+    "noise": "look at the pictures in the quality report; give a better series if there is one",
     "no_brain": _LOOK,
     "no_column": "add the column to participants.tsv if the marker was measured",
     "no_modality": "check that the patient's folder and files are named as the layout says",
@@ -105,6 +109,17 @@ _OTHERWISE: Final = "do what the message says"
 def remedy_of(finding: Finding) -> str:
     """Return what to do about a finding."""
     return REMEDIES.get(finding.code, _OTHERWISE)
+
+
+class Listed(Finding):
+    """One finding as the reports show it, with what to do about it."""
+
+    remedy: str
+
+    @classmethod
+    def of(cls, finding: Finding) -> "Listed":
+        """Return a finding with what to do about it."""
+        return cls(**finding.model_dump(), remedy=remedy_of(finding))
 
 
 def by_reason(findings: Iterable[Finding]) -> dict[str, int]:

@@ -25,6 +25,7 @@ from pydantic import JsonValue, ValidationError
 
 from fedglioma.case import CHANNELS, Case, Frozen, Modality
 from fedglioma.data.prepared import PreparedCase, Presence
+from fedglioma.data.quality import Quality
 from fedglioma.data.register import Movement
 from fedglioma.scale import Landmarks
 
@@ -64,6 +65,7 @@ class Record(Frozen):
     that was kept; ``inputs`` are the digests of the files. ``percentiles`` are those of ``scale.py``, of each
     modality's values in the brain. ``movements`` has the modalities that were registered; the others
     shared the reference's grid. ``scale`` is the id of the consortium's scale where it was laid over.
+    ``quality`` is what the images are like.
     """
 
     channels: tuple[Modality, ...] = CHANNELS
@@ -76,6 +78,7 @@ class Record(Frozen):
     percentiles: dict[Modality, Landmarks]
     reference: Modality
     movements: dict[Modality, Moved]
+    quality: Quality | None = None
     scale: str | None = None
     remarks: tuple[Remark, ...] = ()
 

@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any, Final, Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from fedglioma.case import CHANNELS, Case, Finding, Frozen, Modality
@@ -24,13 +23,14 @@ from fedglioma.console import Progress, silent
 from fedglioma.data.bias import correct_bias
 from fedglioma.data.brain import bounding_box, find_brain
 from fedglioma.data.cache import Cache, HalfArray, Moved, Record, Remark, Stored, content_key
-from fedglioma.data.contents import check_contents
+from fedglioma.data.contents import Doubt, check_contents
 from fedglioma.data.extractor import AUTO
 from fedglioma.data.frame import box_about, cut_out, half_precision, stretched
 from fedglioma.data.harmonize import covering_grid, reference_of, resample, same_grid
 from fedglioma.data.normalize import brain_percentiles, zscore_in_brain
 from fedglioma.data.pool import map_cases
 from fedglioma.data.prepared import PreparedCase, Presence
+from fedglioma.data.quality import Region, Sampled, judge, measure
 from fedglioma.data.register import Movement, register
 from fedglioma.data.source import Source
 from fedglioma.data.volume import (
@@ -41,8 +41,8 @@ from fedglioma.data.volume import (
 from fedglioma.errors import DataError
 from fedglioma.scale import Landmarks
 
-PIPELINE_VERSION: Final = 2
-"""Raised whenever the same input would give other voxels: it is part of every key."""
+PIPELINE_VERSION: Final = 3
+"""Raised whenever the same input would give other voxels or another record: it is part of every key."""
 
 MIN_COVERAGE: Final = 0.9
 WHOLE_HEAD_MM: Final = (240.0, 240.0, 155.0)
@@ -86,11 +86,12 @@ class PrepareSettings(Frozen):
 
 @dataclass(frozen=True)
 class Prepared:
-    """What became of the cases, in their order."""
+    """What became of the cases, in their order; ``records`` stand beside ``cases``."""
 
     cases: tuple[PreparedCase, ...]
     exclusions: tuple[Finding, ...]
     warnings: tuple[Finding, ...]
+    records: tuple[Record, ...] = ()
 
 
 def prepare_cases(
@@ -217,7 +218,7 @@ def prepare_volumes(
     Raises
     ------
     VolumeError
-        There is no brain, or a modality has nothing to show in it.
+        There is no brain, a modality has nothing to show in it, or its quality rules it out.
     """
     fixed = settings.reference == "t2" and Modality.T2 in volumes
     reference = Modality.T2 if fixed else reference_of(volumes)
@@ -233,12 +234,17 @@ def prepare_volumes(
     image = np.zeros((len(CHANNELS), *target.shape), np.float16)  # (M, D, H, W)
     percentiles: dict[Modality, Landmarks] = {}
     corrected: dict[Modality, FloatArray] = {}
+    samples: dict[Modality, Sampled] = {}
+    region = Region.of(inside, target)
     for channel, modality in enumerate(CHANNELS):
         if modality not in volumes:
             continue
         values = resample(volumes[modality], target, smooth=True)
+        raw, own = values.ravel()[region.sampled], None
         if modality in brain.own:
-            values[resample(brain.own[modality], target) < 0.5] = np.nan
+            stripped = resample(brain.own[modality], target)
+            own = stripped.ravel()[region.sampled] >= 0.5
+            values[stripped < 0.5] = np.nan
         try:
             if settings.correct_bias:
                 values = correct_bias(values, inside, settings.spacing_mm)
@@ -247,12 +253,15 @@ def prepare_volumes(
             percentiles[modality] = brain_percentiles(scaled)
         except VolumeError as error:
             raise VolumeError(error.code, f"{modality}: {error.reason}") from None
+        samples[modality] = Sampled(raw, values.ravel()[region.sampled], scaled.ravel()[region.sampled], own)
         image[channel] = half_precision(scaled, inside & np.isfinite(values))
         seen = float(np.isfinite(values[inside]).mean())
         if seen < MIN_COVERAGE:
             message = f"{modality} shows {seen:.0%} of the brain; the rest is taken as average"
             remarks.append(Remark(code="coverage", message=message))
-    remarks += _doubts_of_contents(corrected, inside, settings.spacing_mm)
+    remarks += _told(check_contents(corrected, inside, settings.spacing_mm))
+    quality = measure(volumes, corrected, samples, reference, region)
+    remarks += _told(judge(quality, whole_head=bool(brain.doubts)))
     affine = target.affine
     if settings.resized:
         image, affine = stretched(image, affine, settings.resized)
@@ -266,6 +275,7 @@ def prepare_volumes(
         percentiles=percentiles,
         reference=reference,
         movements={m: Moved.of(movement) for m, movement in movements.items()},
+        quality=quality,
         remarks=(
             *remarks,
             *_doubts_of_files(inputs, unmoved=not movements and not same_grid(volumes.values())),
@@ -296,11 +306,8 @@ def _presence(volumes: Mapping[Modality, Volume]) -> Presence:
     return (flair, t1ce, t1, t2)
 
 
-def _doubts_of_contents(
-    images: Mapping[Modality, FloatArray], brain: npt.NDArray[np.bool_], spacing_mm: float
-) -> list[Remark]:
-    """Return what the images say against their names; raises ``VolumeError`` where that is certain."""
-    doubts = check_contents(images, brain, spacing_mm)
+def _told(doubts: Sequence[Doubt]) -> list[Remark]:
+    """Return doubts as remarks; raises ``VolumeError`` for the first that is certain."""
     for doubt in doubts:
         if doubt.certain:
             raise VolumeError(doubt.code, doubt.message)
@@ -325,6 +332,7 @@ def _doubts_of_files(inputs: Mapping[Modality, str], *, unmoved: bool) -> list[R
 def _sorted_out(cases: Sequence[Case], settled: Sequence[Stored | VolumeError]) -> Prepared:
     """Return each case as prepared or excluded; raises ``DataError`` when none is left."""
     prepared: list[PreparedCase] = []
+    records: list[Record] = []
     exclusions: list[Finding] = []
     warnings: list[Finding] = []
     owner: dict[str, str] = {}
@@ -337,12 +345,13 @@ def _sorted_out(cases: Sequence[Case], settled: Sequence[Stored | VolumeError]) 
         owner[outcome.digest] = case.patient
         warnings += [_finding(case, remark.code, remark.message) for remark in outcome.record.remarks]
         prepared.append(outcome.as_case(case))
+        records.append(outcome.record)
     if cases and not prepared:
         first = exclusions[0]
         raise DataError(
             f"none of {len(cases)} cases can be prepared; the first, {first.patient}: {first.message}"
         )
-    return Prepared(tuple(prepared), tuple(exclusions), tuple(warnings))
+    return Prepared(tuple(prepared), tuple(exclusions), tuple(warnings), tuple(records))
 
 
 def _about(modality: Modality, source: Source, error: VolumeError) -> VolumeError:
