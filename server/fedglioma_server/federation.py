@@ -101,6 +101,7 @@ def run_federation(grid: Grid, coordinator: Coordinator, finished: Finished = la
         timeout=settings.round_timeout_s,
         evaluate_fn=heldout,
     )
+    strategy.spool.remove()
     conclude(coordinator, checkpoints, heldout.rounds, learner)
     coordinator.audit("run_finished", run=folder.path.name, round=settings.rounds)
     roll.dismiss()

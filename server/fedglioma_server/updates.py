@@ -1,6 +1,6 @@
 """Updates on disk: each reply's payload as it travelled, so that none stays in memory.
 
-During a round they lie in the run's ``work/updates``; with ``keep_updates`` the round's folder moves to
+During a run they lie in ``work/updates``; with ``keep_updates`` the round's folder moves to
 ``updates/round-0007`` when it is combined. A file is safetensors: the groups' flat arrays, and in its
 metadata site, round, payload, layout and digest.
 """
@@ -101,9 +101,13 @@ def _read_header(descriptor: int) -> tuple[dict[str, Stored], dict[str, str]]:
 
 
 def write_update(path: Path, packed: Packed, metadata: Mapping[str, str]) -> None:
-    """Write an update straight from the arrays' own memory, under its final name."""
-    with path.open("wb") as file:
+    """Write an update straight from the arrays' own memory, under its final name, over what is there.
+
+    Over, not anew: fresh pages for hundreds of megabytes cost the kernel more time than writing does.
+    """
+    with path.open("r+b" if path.exists() else "xb") as file:
         put_safetensors(file, packed, metadata)
+        file.truncate()
 
 
 @dataclass
@@ -113,20 +117,23 @@ class Spool:
     Parameters
     ----------
     work : Path
-        Folder that the round's files lie in until it is combined; emptied when a round begins.
+        Folder that the round's files lie in until it is combined; the next round writes over them.
     kept : Path, optional
-        Folder that a round's files move to; without it they are removed.
+        Folder that a round's files move to; without it they are removed when the run ends.
     """
 
     work: Path
     kept: Path | None = None
     _open: list[StoredUpdate] = field(default_factory=list)
+    _begun: bool = False
 
     def begin(self) -> None:
-        """Remove what an earlier or interrupted round left."""
+        """Let go of the round before; the first time, remove what an interrupted run left."""
         self._close()
-        shutil.rmtree(self.work, ignore_errors=True)
-        self.work.mkdir(parents=True, mode=0o700)
+        if self.kept is not None or not self._begun:
+            shutil.rmtree(self.work, ignore_errors=True)
+        self._begun = True
+        self.work.mkdir(parents=True, mode=0o700, exist_ok=True)
 
     def put(self, site: str, packed: Packed, metadata: Mapping[str, str]) -> Mapping[str, Sliceable]:
         """Write a site's update and return it as arrays that are read in parts.
@@ -145,10 +152,9 @@ class Spool:
         return stored.arrays
 
     def end(self, number: int) -> None:
-        """Remove the round's updates, or move them to where they are kept."""
+        """Let go of the round's updates, or move them to where they are kept."""
         self._close()
         if self.kept is None:
-            shutil.rmtree(self.work, ignore_errors=True)
             return
         for path in self.work.iterdir():
             with path.open("rb") as file:
@@ -157,6 +163,11 @@ class Spool:
         shutil.rmtree(goal, ignore_errors=True)
         goal.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.work.replace(goal)
+
+    def remove(self) -> None:
+        """Remove what lies in the folder, at the end of a run."""
+        self._close()
+        shutil.rmtree(self.work, ignore_errors=True)
 
     def _close(self) -> None:
         while self._open:

@@ -251,12 +251,16 @@ def test_same_set_of_replies_gives_the_same_bits(tmp_path_factory, present) -> N
     assert len(digests) == 1
 
 
-def test_updates_are_gone_after_the_round_unless_they_are_kept(tmp_path: Path) -> None:
+def test_latest_updates_alone_are_held_unless_they_are_kept(tmp_path: Path) -> None:
     work, kept = tmp_path / "work", tmp_path / "updates"
     for spool in (Spool(work), Spool(work, kept)):
         strategy = strategy_of(tmp_path, map(site, NAMES), spool=spool)
-        messages = asked(strategy, SENT, 3)
-        outcome(strategy, [answer(strategy, m, moved(SENT, n)) for n, m in enumerate(messages)], 3)
+        for number in (2, 3):
+            messages = asked(strategy, SENT, number)
+            outcome(strategy, [answer(strategy, m, moved(SENT, n)) for n, m in enumerate(messages)], number)
+        held = sorted(path.name for path in work.iterdir()) if work.exists() else []
+        assert held == ([] if spool.kept else [f"{name}.safetensors" for name in NAMES])
+        spool.remove()
         assert not work.exists()
     assert sorted(path.name for path in (kept / "round-0003").iterdir()) == [
         f"{name}.safetensors" for name in NAMES

@@ -102,18 +102,29 @@ def test_absent_file_is_refused(tmp_path: Path) -> None:
         StoredUpdate.open(tmp_path / "gone.safetensors")
 
 
-def test_spool_forgets_an_interrupted_round_and_keeps_no_file_open(tmp_path: Path) -> None:
-    before = len(list(Path("/proc/self/fd").iterdir()))
-    spool = Spool(tmp_path / "work")
-    for number in range(3):
+@pytest.mark.parametrize("kept", [None, "updates"])
+def test_spool_forgets_an_interrupted_round_and_keeps_no_file_open(tmp_path: Path, kept: str | None) -> None:
+    for _ in range(2):
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        spool = Spool(tmp_path / "work", kept and tmp_path / kept)
         spool.begin()
         assert list((tmp_path / "work").iterdir()) == []
         for site in ("henan", "ningxia"):
             spool.put(site, LOCAL, META)
-        if number == 2:
-            spool.end(number)
+    spool.end(1)
+    spool.remove()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     assert not (tmp_path / "work").exists()
+
+
+def test_update_is_written_over_a_longer_one(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "work")
+    for payload in ("float32", "int8", "bfloat16"):
+        packed = update(payload, LOCAL, SENT)
+        spool.begin()
+        assert stored_digest(spool.put("henan", packed, META)) == digest_of(packed)
+        spool.end(1)
+    spool.remove()
 
 
 @pytest.mark.parametrize("name", ["../henan", "a/b", "", ".", "Henan", "x" * 40])
