@@ -74,13 +74,17 @@ def write_table(folder: Path, lines: Any) -> None:
 
 
 def brain(seed: int) -> npt.NDArray[np.float32]:
-    """Return an ellipsoid of about 1.5 litres with texture, zero outside it."""
+    """Return an ellipsoid of about 1.5 litres with texture, zero outside it.
+
+    Seeds of one decade are one patient: they share most of their texture, and the fourth, T2, inverts it.
+    """
     axes = [
         (np.arange(n) - (n - 1) / 2) * SPACING_MM / radius
         for n, radius in zip(SHAPE, (66, 82, 64), strict=True)
     ]
     inside = sum(axis**2 for axis in np.meshgrid(*axes, indexing="ij", sparse=True)) < 1
-    texture = np.random.default_rng(seed).uniform(100, 900, SHAPE)
+    shared, own = (np.random.default_rng(n).uniform(100, 900, SHAPE) for n in (1000 + seed // 10, seed))
+    texture = 0.7 * (1000 - shared if seed % 10 == MODALITIES.index("t2") else shared) + 0.3 * own
     return np.where(inside, texture, 0).astype(np.float32)
 
 

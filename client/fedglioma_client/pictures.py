@@ -44,9 +44,7 @@ def pictures_of(prepared: PreparedCase, record: Record) -> Pictures:
     array = np.load(prepared.array, mmap_mode="r", allow_pickle=False)
     grid = _grid(record)
     brain = (np.asarray(array) != 0).any(axis=0)
-    mask, note = _mask_on(prepared, record, grid)
-    if mask is not None and not _inside(mask, brain, grid):
-        mask, note = None, "the mask lies outside the brain and is not shown"
+    mask, note = _mask_on(prepared, record, grid, _stretched(brain, grid.shape))
     level = _level(mask if mask is not None else _stretched(brain, grid.shape))
     at = _nearest(level, grid.shape[2], array.shape[3])
     size = [n * grid.spacing_mm for n in grid.shape[:2]]
@@ -78,7 +76,7 @@ def _grid(record: Record) -> Grid:
 
 
 def _mask_on(
-    prepared: PreparedCase, record: Record, grid: Grid
+    prepared: PreparedCase, record: Record, grid: Grid, brain: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.bool_] | None, str | None]:
     """Return the tumour's mask on the grid, or why there is none."""
     path = prepared.case.mask
@@ -92,7 +90,10 @@ def _mask_on(
         return None, f"the mask cannot be read: {error.reason}"
     labelled = Volume((volume.array > 0).astype(np.float32), volume.affine)
     mask = resample(labelled, grid) >= 0.5
-    return (mask, None) if mask.any() else (None, "the mask is empty where the brain is")
+    drawn = float(labelled.array.sum()) * float(np.prod(volume.spacing))
+    if np.count_nonzero(mask & brain) * grid.spacing_mm**3 < LEAST_INSIDE * drawn:
+        return None, "the mask lies outside the brain, so it is not shown"
+    return mask, None
 
 
 def _on_reference(prepared: PreparedCase, record: Record) -> bool:
@@ -106,11 +107,6 @@ def _on_reference(prepared: PreparedCase, record: Record) -> bool:
         return same and bool(np.allclose(one.affine, other.affine, rtol=0, atol=_SAME_MM))
     except (OSError, ValueError, nib.filebasedimages.ImageFileError):
         return False
-
-
-def _inside(mask: npt.NDArray[np.bool_], brain: npt.NDArray[np.bool_], grid: Grid) -> bool:
-    covered = np.count_nonzero(mask & _stretched(brain, grid.shape))
-    return bool(covered >= LEAST_INSIDE * np.count_nonzero(mask))
 
 
 def _head(prepared: PreparedCase, record: Record, grid: Grid, level: int, brain: Flat) -> bytes | None:

@@ -30,8 +30,9 @@ VOLUME_FAIL_ML: Final = (700.0, 2200.0)
 PEAK_LIMITS: Final = (1.7, 1.3)
 """How many times as much a modality must share with the reference in its place as ``OFF_MM`` beside it.
 
-Real gliomas: 1.9 to 7.3; another patient's volume, laid over as well as it goes: 1.2 to 2.3. Mutual
-information itself tells less: 1.016 to 1.19 against 1.006 to 1.03.
+17 real gliomas: 1.8 to 10 with shading corrected, 1.9 to 7.3 without; another patient's volume, laid over as
+well as it goes: 1.2 to 2.3; 8 mm off its place: 0.6 to 1.5. Mutual information itself tells less: 1.016 to
+1.19 against 1.006 to 1.03.
 """
 OFF_MM: Final = 8.0
 LEAST_DICE: Final = 0.85
@@ -236,7 +237,9 @@ def _three_classes(ordered: Values) -> list[Values] | None:
     if len(ordered) < _CLASSES or ordered[0] == ordered[-1]:
         return None
     sums = np.concatenate([[0.0], np.cumsum(ordered)])
-    means = np.percentile(ordered, [10, 50, 90])
+    # Even in value and not in rank: else a small class, as fluid, is lost and a large one split.
+    low, high = np.percentile(ordered, [1, 99]).tolist()
+    means = np.linspace(low, high, _CLASSES)
     cuts = np.array([0, 0, 0, len(ordered)])
     for _ in range(_ROUNDS):
         middle = np.searchsorted(ordered, (means[1:] + means[:-1]) / 2)
