@@ -46,14 +46,23 @@ def stretched(image: HalfArray, affine: Affine, edge: int) -> tuple[HalfArray, A
     """Return images, shape (M, D, H, W), stretched to cubes of an edge, trilinearly, and their affine.
 
     The outer faces stay where they are. What was outside the brain stays 0: the brain itself is stretched
-    by its nearest voxels.
+    by its nearest voxels, and has mean 0 and standard deviation 1 afterwards.
     """
     whole = torch.from_numpy(image.astype(np.float32))[None]
     size = (edge, edge, edge)
     values = torch.nn.functional.interpolate(whole, size, mode="trilinear", align_corners=False)[0].numpy()
     inside = torch.nn.functional.interpolate((whole != 0).float(), size, mode="nearest-exact")[0].numpy() > 0
-    result = np.stack([half_precision(np.where(i, v, 0), i) for v, i in zip(values, inside, strict=True)])
+    result = np.stack([_standard(v, i) for v, i in zip(values, inside, strict=True)])
     factors = np.array(image.shape[1:]) / edge
     moved = affine @ np.diag([*factors, 1.0])
     moved[:3, 3] += affine[:3, :3] @ ((factors - 1) / 2)
     return result, moved
+
+
+def _standard(values: FloatArray, inside: Mask) -> HalfArray:
+    """Return one stretched image, standardised once more: a mean of neighbours varies less than they do."""
+    if not inside.any():
+        return np.zeros(values.shape, np.float16)
+    brain = values[inside]
+    scaled = np.where(inside, (values - brain.mean()) / max(float(brain.std()), 1e-6), 0)
+    return half_precision(scaled.astype(np.float32), inside)

@@ -258,7 +258,7 @@ def test_site_file_defaults_are_careful(tmp_path: Path) -> None:
         ("site: henan\ndata: images\nworker: 3\n", r"worker: unknown setting, did you mean workers\?"),
         ("site: henan\ndata: images\npolicy: {modles: [mdpnet]}\n", r"policy\.modles: unknown setting"),
         ("site: henan\ndata: images\npolicy: 3\n", "policy: 3 is not allowed"),
-        ("site: henan\ndata: images\nlayout: dicom\n", "layout: 'dicom' is not allowed"),
+        ("site: henan\ndata: images\nlayout: nnunet\n", "layout: 'nnunet' is not allowed"),
         ("site: henan\ndata: images\nworkers: 0\n", "workers: 0 is not allowed"),
         ("site: henan\ndata: images\nthreads: 257\n", "threads: 257 is not allowed"),
         ("site: henan\ndata: images\nsmall_cell_limit: 0\n", "small_cell_limit: 0 is not allowed"),

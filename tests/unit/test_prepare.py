@@ -8,7 +8,7 @@ import pytest
 
 from fedglioma.case import CHANNELS, Case, Modality
 from fedglioma.config.run import Preprocessing, RunConfig
-from fedglioma.data import prepare
+from fedglioma.data import source
 from fedglioma.data.cache import Cache
 from fedglioma.data.cohort import read_cohort
 from fedglioma.data.prepare import Prepared, PrepareSettings, prepare_cases
@@ -76,7 +76,7 @@ def test_second_time_nothing_is_prepared_and_all_is_the_same(
     def never(*_: object) -> None:
         raise AssertionError("voxels were read")
 
-    monkeypatch.setattr(prepare, "decode_volume", never)
+    monkeypatch.setattr(source, "decode_volume", never)
     assert _prepare(folder, cache, settings) == first
 
 
@@ -168,7 +168,7 @@ def test_full_disk_goes_on_as_such_and_leaves_no_half_file(
 def test_file_that_changes_while_it_is_read_is_never_kept_under_the_old_key(
     folder: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "read_bytes", lambda path: path.read_bytes() + b"\0")
+    monkeypatch.setattr(source, "read_bytes", lambda path: path.read_bytes() + b"\0")
     with pytest.raises(DataError, match=r"none of 3 cases can be prepared; the first, P1: flair .* changed"):
         _prepare(folder, cache)
 
