@@ -246,10 +246,11 @@ def prepare_volumes(
             own = stripped.ravel()[region.sampled] >= 0.5
             values[stripped < 0.5] = np.nan
         try:
+            scaled = zscore_in_brain(values, inside)
             if settings.correct_bias:
                 values = correct_bias(values, inside, settings.spacing_mm)
+                scaled = zscore_in_brain(values, inside)
             corrected[modality] = values
-            scaled = zscore_in_brain(values, inside)
             percentiles[modality] = brain_percentiles(scaled)
         except VolumeError as error:
             raise VolumeError(error.code, f"{modality}: {error.reason}") from None
