@@ -19,7 +19,7 @@ from fedglioma.data.volume import Affine, FloatArray, Volume, voxel_sizes
 
 REFERENCE_ORDER: Final = (Modality.T1CE, Modality.T1, Modality.T2, Modality.FLAIR)
 _SAME_MM: Final = 1e-3
-_RAS_TO_LPS: Final = np.diag([-1.0, -1.0, 1.0])
+RAS_TO_LPS: Final = np.diag([-1.0, -1.0, 1.0])
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """First and one past the last voxel along each axis."""
@@ -83,10 +83,11 @@ def same_grid(volumes: Iterable[Volume]) -> bool:
     )
 
 
-def resample(volume: Volume, grid: Grid) -> FloatArray:
+def resample(volume: Volume, grid: Grid, *, smooth: bool = False) -> FloatArray:
     """Return a RAS volume's values at the grid's voxels, NaN outside its own field of view.
 
-    Linear, once. Where the grid is at least twice as coarse along an axis, whole voxels are averaged
+    Once: linear, or with ``smooth`` by cubic B-splines, which keep fine detail of images and would ring at
+    the edge of a mask. Where the grid is at least twice as coarse along an axis, whole voxels are averaged
     first, so that fine detail does not turn into noise. A volume that lies on the grid is copied as it is.
     """
     offset = _offset(volume, grid)
@@ -105,12 +106,13 @@ def resample(volume: Volume, grid: Grid) -> FloatArray:
     mover = sitk.ResampleImageFilter()
     # Cases run in parallel, so a filter that takes every core would only take them from a neighbour.
     mover.SetNumberOfThreads(1)
-    mover.SetInterpolator(sitk.sitkLinear)
+    # A spline of order 3 wants four voxels along every axis.
+    mover.SetInterpolator(sitk.sitkBSpline if smooth and min(image.GetSize()) > 3 else sitk.sitkLinear)
     mover.SetDefaultPixelValue(float("nan"))
     mover.SetSize(list(grid.shape))
     mover.SetOutputSpacing([grid.spacing_mm] * 3)
-    mover.SetOutputOrigin((_RAS_TO_LPS @ np.array(grid.origin)).tolist())
-    mover.SetOutputDirection(_RAS_TO_LPS.ravel().tolist())
+    mover.SetOutputOrigin((RAS_TO_LPS @ np.array(grid.origin)).tolist())
+    mover.SetOutputDirection(RAS_TO_LPS.ravel().tolist())
     moved = mover.Execute(image)  # named, because a view does not keep its image alive
     array: FloatArray = np.ascontiguousarray(sitk.GetArrayViewFromImage(moved).T)
     return array
@@ -121,8 +123,8 @@ def to_sitk(volume: Volume) -> sitk.Image:
     sizes = voxel_sizes(volume.affine)
     image = sitk.GetImageFromArray(volume.array.T)
     image.SetSpacing(sizes.tolist())
-    image.SetOrigin((_RAS_TO_LPS @ volume.affine[:3, 3]).tolist())
-    image.SetDirection((_RAS_TO_LPS @ (volume.affine[:3, :3] / sizes)).ravel().tolist())
+    image.SetOrigin((RAS_TO_LPS @ volume.affine[:3, 3]).tolist())
+    image.SetDirection((RAS_TO_LPS @ (volume.affine[:3, :3] / sizes)).ravel().tolist())
     return image
 
 

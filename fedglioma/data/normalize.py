@@ -1,9 +1,16 @@
-"""Intensities of one modality, inside the brain."""
+"""Intensities of one modality, inside the brain: each case's own scale, and everybody's."""
+
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from fedglioma.data.volume import FloatArray, VolumeError
+from fedglioma.scale import PERCENTILES, Landmarks
+
+MIDDLE: Final = 50.0
+HALF_RANGE: Final = 25.0
+_LEAST_RISE: Final = 1e-6
 
 
 def zscore_in_brain(array: FloatArray, brain: npt.NDArray[np.bool_]) -> FloatArray:
@@ -33,3 +40,32 @@ def zscore_in_brain(array: FloatArray, brain: npt.NDArray[np.bool_]) -> FloatArr
     scaled = np.zeros_like(array)
     scaled[inside] = (values - np.float32(mean)) / np.float32(deviation)
     return scaled
+
+
+def brain_percentiles(scaled: FloatArray) -> Landmarks:
+    """Return the percentiles that ``scale.py`` asks for, of what ``zscore_in_brain`` gave, not 0 outside.
+
+    Raises
+    ------
+    VolumeError
+        ``constant``: most of the brain has one value.
+    """
+    low, a, b, c, high = np.percentile(scaled[scaled != 0], PERCENTILES).tolist()
+    if not high > low:
+        raise VolumeError("constant", "most of the brain has one value; export the series again")
+    return (low, a, b, c, high)
+
+
+def onto_scale(scaled: FloatArray, own: Landmarks, common: Landmarks) -> FloatArray:
+    """Return intensities with a case's landmarks moved to the consortium's, then (y - 50) / 25.
+
+    Between landmarks linear, beyond the outer ones on as between the nearest two: what is brighter than the
+    80th percentile, as enhancing tumour, is not clipped. 0, which is outside the brain, stays 0.
+    """
+    knots = np.maximum.accumulate(own) + np.arange(len(own)) * _LEAST_RISE * (own[-1] - own[0])
+    rises = np.diff(common) / np.diff(knots)
+    moved = np.interp(scaled, knots, common)
+    moved = np.where(scaled < knots[0], common[0] + (scaled - knots[0]) * rises[0], moved)
+    moved = np.where(scaled > knots[-1], common[-1] + (scaled - knots[-1]) * rises[-1], moved)
+    result: FloatArray = np.where(scaled == 0, 0, (moved - MIDDLE) / HALF_RANGE).astype(np.float32)
+    return result

@@ -218,7 +218,7 @@ def test_every_exit_code_has_a_paragraph() -> None:
     assert all(len(paragraph) > 80 for paragraph in sections.values())
 
 
-SPEAKERS = {"exclude": 0, "warn": 0, "_exclude": 1, "_warn": 1, "VolumeError": 0}
+SPEAKERS = {"Doubt": 0, "exclude": 0, "warn": 0, "_exclude": 1, "_warn": 1, "VolumeError": 0}
 """Calls that give a finding its short name, and in which argument."""
 
 
