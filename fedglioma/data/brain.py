@@ -17,9 +17,7 @@ from scipy import ndimage
 
 from fedglioma.case import Modality
 from fedglioma.data.harmonize import Box, Grid, reference_of, resample, same_grid, to_sitk
-from fedglioma.data.volume import Volume, VolumeError
-
-Mask = npt.NDArray[np.bool_]
+from fedglioma.data.volume import Mask, Volume, VolumeError
 
 MIN_BACKGROUND: Final = 0.35
 MIN_SIDES: Final = 0.9
