@@ -18,9 +18,7 @@ from fedglioma.case import Modality
 from fedglioma.data.extractor import AUTO, extract_brain
 from fedglioma.data.harmonize import Box, Grid, covering_grid, reference_of, resample, same_grid
 from fedglioma.data.strip import WORKING_MM, strip_skull
-from fedglioma.data.volume import Volume, VolumeError
-
-Mask = npt.NDArray[np.bool_]
+from fedglioma.data.volume import Mask, Volume, VolumeError
 
 MIN_BACKGROUND: Final = 0.35
 MIN_SIDES: Final = 0.9

@@ -16,8 +16,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from fedglioma.case import CHANNELS, Modality
-from fedglioma.data.brain import Mask
-from fedglioma.data.volume import FloatArray
+from fedglioma.data.volume import FloatArray, Mask
 
 DARKEST: Final = 0.06
 DEPTH_MM: Final = 8.0

@@ -19,17 +19,14 @@ from typing import Final
 
 import nibabel as nib
 import numpy as np
-import numpy.typing as npt
 
-from fedglioma.data.volume import Volume, VolumeError, read_volume
+from fedglioma.data.volume import Mask, Volume, VolumeError, read_volume
 from fedglioma.errors import ConfigError
 
 AUTO: Final = "auto"
 LONGEST_S: Final = 1800.0
 _LAST_WORDS: Final = 200
 _SAME_MM: Final = 1e-2
-
-Mask = npt.NDArray[np.bool_]
 
 
 def check_command(template: str) -> None:

@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from fedglioma.data.cache import HalfArray
 from fedglioma.data.harmonize import Box
-from fedglioma.data.volume import Affine, FloatArray
+from fedglioma.data.normalize import zscore_in_brain
+from fedglioma.data.volume import Affine, FloatArray, Mask
 
 _NEARLY_ZERO: Final = np.finfo(np.float16).smallest_subnormal
-Mask = npt.NDArray[np.bool_]
 
 
 def box_about(box: Box, extents_mm: Sequence[float], spacing_mm: float) -> Box:
@@ -52,17 +51,11 @@ def stretched(image: HalfArray, affine: Affine, edge: int) -> tuple[HalfArray, A
     size = (edge, edge, edge)
     values = torch.nn.functional.interpolate(whole, size, mode="trilinear", align_corners=False)[0].numpy()
     inside = torch.nn.functional.interpolate((whole != 0).float(), size, mode="nearest-exact")[0].numpy() > 0
-    result = np.stack([_standard(v, i) for v, i in zip(values, inside, strict=True)])
+    result = np.zeros(values.shape, np.float16)
+    for channel, (value, brain) in enumerate(zip(values, inside, strict=True)):
+        if brain.any():  # standardised once more: a mean of neighbours varies less than they do
+            result[channel] = half_precision(zscore_in_brain(value, brain), brain)
     factors = np.array(image.shape[1:]) / edge
     moved = affine @ np.diag([*factors, 1.0])
     moved[:3, 3] += affine[:3, :3] @ ((factors - 1) / 2)
     return result, moved
-
-
-def _standard(values: FloatArray, inside: Mask) -> HalfArray:
-    """Return one stretched image, standardised once more: a mean of neighbours varies less than they do."""
-    if not inside.any():
-        return np.zeros(values.shape, np.float16)
-    brain = values[inside]
-    scaled = np.where(inside, (values - brain.mean()) / max(float(brain.std()), 1e-6), 0)
-    return half_precision(scaled.astype(np.float32), inside)

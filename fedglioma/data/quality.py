@@ -16,10 +16,9 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from fedglioma.case import CHANNELS, Frozen, Modality
-from fedglioma.data.brain import Mask
 from fedglioma.data.contents import Doubt
 from fedglioma.data.harmonize import Grid
-from fedglioma.data.volume import FloatArray, Volume
+from fedglioma.data.volume import FloatArray, Mask, Volume
 
 MOST_VOXELS: Final = 100_000
 BINS: Final = 48

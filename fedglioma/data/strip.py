@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813 - the name that its own manual uses
 
 from fedglioma.case import Modality
-from fedglioma.data.volume import FloatArray, VolumeError
+from fedglioma.data.volume import FloatArray, Mask, VolumeError
 
 WORKING_MM: Final = 2.0
 PLAUSIBLE_ML: Final = (800.0, 2000.0)
@@ -28,8 +27,6 @@ _CORE: Final = 18
 _MIDDLE: Final = 25
 _ROOM: Final = 10
 _OPENING: Final = 4
-
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from fedglioma.errors import DataError
 
 FloatArray = npt.NDArray[np.float32]
 Affine = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 
 SPACING_MM: Final = (0.2, 12.0)
 MAX_EXTENT_MM: Final = 600.0

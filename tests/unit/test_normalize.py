@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedglioma.data.normalize import zscore_in_brain
+from fedglioma.data.normalize import HALF_RANGE, MIDDLE, brain_percentiles, onto_scale, zscore_in_brain
 from fedglioma.data.volume import VolumeError
 
 SHAPE = (6, 5, 4)
@@ -49,3 +49,21 @@ def test_constant_and_absent_modalities_are_refused() -> None:
         zscore_in_brain(np.full(SHAPE, 5, np.float32), BRAIN)
     with pytest.raises(VolumeError, match="no voxel of it lies in the brain"):
         zscore_in_brain(np.full(SHAPE, np.nan, np.float32), BRAIN)
+
+
+def test_landmarks_land_on_the_scale_and_beyond_them_the_lines_go_on() -> None:
+    own, common = (-1.0, -0.5, 0.25, 0.5, 1.0), (0.0, 40.0, 60.0, 90.0, 100.0)
+    values = np.array([*own, -2.0, 3.0, 0.0], np.float32)
+    moved = onto_scale(values, own, common) * HALF_RANGE + MIDDLE
+    np.testing.assert_allclose(moved[:5], common, atol=1e-3)
+    np.testing.assert_allclose(moved[5:7], [-80.0, 140.0], atol=1e-2)
+    assert onto_scale(values, own, common)[7] == 0
+
+
+def test_percentiles_are_those_of_the_brain_alone() -> None:
+    scaled = zscore_in_brain(_values(), BRAIN)
+    found = brain_percentiles(scaled)
+    np.testing.assert_allclose(found, np.percentile(scaled[BRAIN], [10, 30, 50, 70, 80]))
+    flat = np.where(BRAIN, np.float32(1), np.float32(0))
+    with pytest.raises(VolumeError, match="one value"):
+        brain_percentiles(flat)
