@@ -20,7 +20,7 @@ SCRIPT = Path(sys.executable).with_name("fedglioma-server")
 
 TINY = (
     *("--width", "1", "--crop", "16", "--spacing-mm", "8", "--rounds", "1", "--batch-size", "4"),
-    *("--bootstrap", "100", "--workers", "1", "--threads", "1"),
+    *("--bootstrap", "100", "--workers", "1", "--threads", "1", "--no-bias-correction"),
 )
 """Settings of a run that takes a second."""
 

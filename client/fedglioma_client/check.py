@@ -27,7 +27,7 @@ from fedglioma_client.machine import (
     check_software,
     check_telemetry,
 )
-from fedglioma_client.remedies import by_reason, remedy_of
+from fedglioma_client.remedies import by_reason, needs_a_look, remedy_of
 from fedglioma_client.verdict import Status, Verdict, doubtful, failed, fine, several
 
 SHOWN_PER_REASON: Final = 10
@@ -148,9 +148,10 @@ def _check_data(config: SiteConfig) -> _Gathered:
 
 def _judge_cases(cohort: Cohort) -> Verdict:
     detail = f"{len(cohort.cases)} usable, {len(cohort.exclusions)} left out{_reasons(cohort.exclusions)}"
-    if cohort.warnings:
-        detail += f", {several(len(cohort.warnings), 'warning')}{_reasons(cohort.warnings)}"
-    if cohort.exclusions or cohort.warnings:
+    warnings = needs_a_look(cohort.warnings)
+    if warnings:
+        detail += f", {several(len(warnings), 'warning')}{_reasons(warnings)}"
+    if cohort.exclusions or warnings:
         return doubtful("cases", detail, "the list on the terminal says what to do for each")
     return fine("cases", detail)
 

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from fedglioma import log
+from fedglioma.config.run import Preprocessing, RunConfig
 from fedglioma.config.site import SITE_NAME, load_site_config
 from fedglioma.console import (
     PLAIN,
@@ -179,6 +180,20 @@ def check(
 def prepare(
     context: typer.Context,
     spacing_mm: Spacing = 1.0,
+    preprocessing: Annotated[
+        Preprocessing,
+        typer.Option(
+            envvar="FEDGLIOMA_PREPROCESSING",
+            help="standard, or as a paper has it; leave it unless the coordinator announces another",
+        ),
+    ] = "standard",
+    bias_correction: Annotated[
+        bool,
+        typer.Option(
+            envvar="FEDGLIOMA_BIAS_CORRECTION",
+            help="divide out the coil's brightness; leave it unless the coordinator announces another",
+        ),
+    ] = True,
     output: Format = OutputFormat.TEXT,
     log_level: LogLevel = "INFO",
 ) -> None:
@@ -197,8 +212,9 @@ def prepare(
 
         _, path = context.ensure_object(Chosen).path()
         config = load_settings(path)
+        run = RunConfig(spacing_mm=spacing_mm, preprocessing=preprocessing, bias_correction=bias_correction)
         with progress("prepare", unit="cases") as shown:
-            report = prepare_site(config, spacing_mm, shown)
+            report = prepare_site(config, run, shown)
         write_report(report)
         if report.reason is None:
             emit(report.public(), report.text(), output)

@@ -7,7 +7,7 @@ them. Nothing else of a run reads or sends them.
 import csv
 import io
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fedglioma.case import Finding, Frozen
+from fedglioma.config.run import RunConfig
 from fedglioma.config.site import SiteConfig
 from fedglioma.console import Progress, silent
 from fedglioma.data.cache import Cache
@@ -25,7 +26,7 @@ from fedglioma.newfile import PRIVATE, replacing
 from fedglioma_client.intake import Unusable, read_site_cohort, secret_of
 from fedglioma_client.quality import describe, write_quality
 from fedglioma_client.quality_page import page_name
-from fedglioma_client.remedies import REMEDIES, Listed, by_reason
+from fedglioma_client.remedies import REMEDIES, ROUTINE, Listed, by_reason, needs_a_look
 from fedglioma_client.verdict import several
 
 REPORT_NAME: Final = "prepare-report.json"
@@ -91,7 +92,14 @@ class PrepareReport(Frozen):
         ]
         if self.synthetic:
             lines.insert(0, "SYNTHETIC DATA: made-up patients, nothing here is clinical evidence")
-        for title, listed in (("left out", self.exclusions), ("warnings, cases kept", self.warnings)):
+        routine = [one for one in self.warnings if one.code in ROUTINE]
+        parts: list[tuple[str, Sequence[Finding]]] = [
+            ("left out", self.exclusions),
+            ("warnings, cases kept", needs_a_look(self.warnings)),
+        ]
+        if routine:
+            parts.append(("left aside, as usual", routine))
+        for title, listed in parts:
             lines.append(f"{title}: {len(listed)}")
             lines += [
                 f"  {count:>4} {code}: {REMEDIES.get(code, 'see the list')}"
@@ -118,8 +126,13 @@ class _Result:
         return tuple(case.array.name for case in self.prepared.cases)
 
 
-def prepare_site(config: SiteConfig, spacing_mm: float, progress: Progress = silent) -> PrepareReport:
+def prepare_site(config: SiteConfig, run: RunConfig, progress: Progress = silent) -> PrepareReport:
     """Return what became of the site's cohort, after preparing what the cache does not hold yet.
+
+    Parameters
+    ----------
+    run : RunConfig
+        Of it counts what says how images are prepared.
 
     Stopped and run again, it goes on where it stopped. The quality report is written beside the cache's
     volumes, in the site's own folder.
@@ -134,7 +147,7 @@ def prepare_site(config: SiteConfig, spacing_mm: float, progress: Progress = sil
     started = time.perf_counter()
     if config.brain_extractor != AUTO:
         check_command(config.brain_extractor)
-    settings = PrepareSettings(spacing_mm=spacing_mm, brain_extractor=config.brain_extractor)
+    settings = PrepareSettings.of(run, config.brain_extractor)
     cache = Cache(config.cache)
     before = {path.name for path in cache.folder.glob("*.npy")}
     cohort = read_site_cohort(config, secret_of(config))
@@ -160,7 +173,7 @@ def prepare_site(config: SiteConfig, spacing_mm: float, progress: Progress = sil
         result.prepared.records,
         result.exclusions,
         result.warnings,
-        spacing_mm=spacing_mm,
+        spacing_mm=settings.spacing_mm,
         small_cell_limit=config.small_cell_limit,
         synthetic=synthetic,
     )

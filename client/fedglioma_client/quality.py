@@ -24,7 +24,7 @@ from fedglioma.scale import Scale
 from fedglioma_client.agreement import Agreement, agreement
 from fedglioma_client.pictures import Pictures, pictures_of
 from fedglioma_client.quality_page import page_name, render
-from fedglioma_client.remedies import Listed
+from fedglioma_client.remedies import Listed, needs_a_look
 
 DATA_NAME: Final = "quality.json"
 CASES_PER_PAGE: Final = 50
@@ -165,7 +165,7 @@ def _case(
     return CaseQuality(
         patient=prepared.case.patient,
         scanner=prepared.case.scanner,
-        status="warn" if warnings else "pass",
+        status="warn" if needs_a_look(warnings) else "pass",
         reference=record.reference,
         brain_ml=None if quality is None else quality.brain_ml,
         mask_agreement=None if quality is None else quality.mask_agreement,

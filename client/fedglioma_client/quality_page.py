@@ -17,14 +17,13 @@ from fedglioma.data.quality import (
     Measures,
 )
 from fedglioma_client.pictures import Pictures
-from fedglioma_client.remedies import REMEDIES, by_reason
+from fedglioma_client.remedies import REMEDIES, ROUTINE, by_reason, needs_a_look
 
 if TYPE_CHECKING:
     from fedglioma_client.quality import CaseQuality, SiteQuality
 
 TITLES: Final = {Modality.FLAIR: "FLAIR", Modality.T1CE: "T1 contrast", Modality.T1: "T1", Modality.T2: "T2"}
 NOT_MEASURED: Final = "-"
-_LOOK_BELOW: Final = 0.98
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ def _figures(case: "CaseQuality", modality: Modality, found: Measures) -> tuple[
         _figure(found.snr, ".0f", below=NOISE_LIMITS[0]),
         _figure(found.cnr, ".2f", unusual=f"{modality.value}.cnr" in case.unusual),
         _figure(found.cjv, ".2f", unusual=f"{modality.value}.cjv" in case.unusual),
-        Figure(f"{100 * found.coverage:.0f} %", found.coverage < _LOOK_BELOW),
+        Figure(f"{100 * found.coverage:.0f} %", found.coverage < MIN_COVERAGE),
         Figure("reference")
         if case.reference == modality
         else _figure(found.peak, ".1f", below=PEAK_LIMITS[0]),
@@ -167,7 +166,11 @@ def _by_code(report: "SiteQuality") -> list[tuple[str, str, int, str]]:
     kept = [one for case in report.cases for one in case.warnings] + list(report.warnings)
     return [
         (outcome, code, number, REMEDIES.get(code, "do what the message says"))
-        for outcome, findings in (("left out", report.exclusions), ("kept, look", kept))
+        for outcome, findings in (
+            ("left out", report.exclusions),
+            ("kept, look", needs_a_look(kept)),
+            ("left aside", [one for one in kept if one.code in ROUTINE]),
+        )
         for code, number in by_reason(findings).items()
     ]
 

@@ -107,6 +107,11 @@ REMEDIES: Final[dict[str, str]] = {
 }
 _OTHERWISE: Final = "do what the message says"
 
+ROUTINE: Final = frozenset(
+    {"derived", "ignored", "localizer", "more_sessions", "not_chosen", "not_structural", "sop_class"}
+)
+"""What every exam from a scanner brings along and is left aside: listed, and no reason to look at a case."""
+
 
 def remedy_of(finding: Finding) -> str:
     """Return what to do about a finding."""
@@ -122,6 +127,11 @@ class Listed(Finding):
     def of(cls, finding: Finding) -> "Listed":
         """Return a finding with what to do about it."""
         return cls(**finding.model_dump(), remedy=remedy_of(finding))
+
+
+def needs_a_look(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Return the findings that somebody should look at."""
+    return tuple(finding for finding in findings if finding.code not in ROUTINE)
 
 
 def by_reason(findings: Iterable[Finding]) -> dict[str, int]:

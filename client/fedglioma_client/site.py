@@ -92,7 +92,7 @@ def resolve_site(context: Context, settings: RunConfig) -> Site:
     if isinstance(place, Path):
         if PLAN_KEY in context.run_config:
             raise ConfigError("run configuration: a real site does not read a simulation plan")
-        return _real_site(place, settings.spacing_mm, settings.bias_correction, settings.purpose)
+        return _real_site(place, PrepareSettings.of(settings), settings.purpose)
     own = place.run_folder / "work" / "sites" / place.plan.settings.site
     return Site(place.plan.settings.model_copy(update={"state": own}), place.plan.cases)
 
@@ -106,7 +106,7 @@ def site_of(context: Context) -> str:
 
 
 @lru_cache(maxsize=1)
-def _real_site(path: Path, spacing_mm: float, bias_correction: bool, purpose: str) -> Site:
+def _real_site(path: Path, common: PrepareSettings, purpose: str) -> Site:
     config = load_site_config(path)
     layout = None if config.layout == "auto" else config.layout
     read = read_cohort(config.data, layout=layout, secret=secret_of(config))
@@ -114,8 +114,6 @@ def _real_site(path: Path, spacing_mm: float, bias_correction: bool, purpose: st
     if len(cohort.cases) < len(read.cases):
         others = len(read.cases) - len(cohort.cases)
         logger.warning("%d of %d patients did not agree to %s", others, len(read.cases), purpose)
-    settings = PrepareSettings(
-        spacing_mm=spacing_mm, correct_bias=bias_correction, brain_extractor=config.brain_extractor
-    )
+    settings = common.model_copy(update={"brain_extractor": config.brain_extractor})
     prepared = prepare_cases(cohort.cases, settings, Cache(config.cache), workers=config.workers)
     return Site(config, prepared.cases, synthetic=cohort.synthetic)

@@ -261,8 +261,12 @@ class _Reading:
             except VolumeError as error:
                 self._warn(row, "mask", f"{mask.name}: {error.reason}; the mask is not used")
                 mask = None
+        told = {
+            "scanner": row.scanner or files.scanner,
+            "field_strength_t": row.field_strength_t or files.field_strength_t,
+        }
         self.cases.append(
-            Case(volumes=dict(files.volumes), series=dict(files.series), mask=mask, **dict(row))
+            Case(volumes=dict(files.volumes), series=dict(files.series), mask=mask, **dict(row) | told)
         )
 
     def _exclude(self, row: Participant, code: str, reason: str) -> None:

@@ -65,7 +65,16 @@ def _dicom(folder: Path, secret: bytes) -> Found:
 def _files(patient: PatientSeries, doubts: list[tuple[str, str]]) -> PatientFiles:
     remarks = [(remark.code, remark.message) for remark in patient.remarks]
     series = {modality: tuple(files) for modality, files in files_of(patient.chosen).items()}
-    return PatientFiles(patient.folder.name, {}, remarks=(*remarks, *doubts), series=series)
+    headers = [one.header for one in patient.chosen.values()]
+    names = next(((header.manufacturer, header.model) for header in headers), ())
+    return PatientFiles(
+        patient.folder.name,
+        {},
+        remarks=(*remarks, *doubts),
+        series=series,
+        scanner=" ".join(filter(None, names)) or None,
+        field_strength_t=next((header.field_strength_t for header in headers), None),
+    )
 
 
 def _first_reason(patients: list[PatientFiles]) -> str:

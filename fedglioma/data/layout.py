@@ -42,7 +42,8 @@ class PatientFiles:
     """The files of one visit, as one patient's folder names them.
 
     ``remarks`` are (code, message) of choices that were made among the files. A modality is one file, or
-    the files of a DICOM series in their order.
+    the files of a DICOM series in their order. ``scanner`` and ``field_strength_t`` are what headers say,
+    for rows of the table that do not.
     """
 
     folder: str
@@ -50,6 +51,8 @@ class PatientFiles:
     mask: Path | None = None
     remarks: tuple[tuple[str, str], ...] = ()
     series: Mapping[Modality, tuple[Path, ...]] = field(default_factory=dict)
+    scanner: str | None = None
+    field_strength_t: float | None = None
 
     @property
     def found(self) -> bool:

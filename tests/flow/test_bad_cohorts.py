@@ -12,7 +12,7 @@ from fedglioma.data.prepare import Prepared, PrepareSettings, prepare_cases
 from fedglioma.errors import FedGliomaError
 from tests.bad_cohorts import BAD_COHORTS, BadCohort, write_cohort
 
-SETTINGS = PrepareSettings(spacing_mm=8.0)
+SETTINGS = PrepareSettings(spacing_mm=8.0, correct_bias=False)
 
 
 def _run(bad: BadCohort, root: Path) -> tuple[Cohort, Prepared]:

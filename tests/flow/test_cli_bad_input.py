@@ -264,7 +264,7 @@ def test_sites_that_do_not_fit_the_cohort_are_told(
         (lambda text: text.replace("site: henan", "site: ningxia"), 2, "does not match the file's name"),
         (lambda text: text.replace("site: henan", "site: Henan"), 2, "lower-case letters"),
         (lambda text: text.replace("../data/henan", "../data/gone"), 4, "gone"),
-        (lambda text: text + "layout: dicom\n", 2, "layout: 'dicom' is not allowed"),
+        (lambda text: text + "layout: dicom\n", 4, "no series of DICOM"),
         (lambda text: text + "layout: brats2023\n", 4, "brats2023"),
         (lambda text: text + "device: tpu\n", 2, "henan.yaml: device: tpu: choose cpu"),
         (lambda text: text.replace("small_cell_limit: 1", "small_cell_limit: 0"), 2, "small_cell_limit: 0"),

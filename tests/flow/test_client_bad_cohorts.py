@@ -11,6 +11,7 @@ from fedglioma_client import cli
 from fedglioma_client.remedies import REMEDIES
 from tests.bad_cohorts import BAD_COHORTS, BadCohort, write_cohort
 
+QUICK = ["--spacing-mm", "8", "--no-bias-correction"]
 ONE_FOLDER = [bad for bad in BAD_COHORTS if bad.cohorts == ("cohort",)]
 
 
@@ -25,7 +26,16 @@ def test_prepare_of_a_bad_cohort_ends_in_a_report_or_an_exit_code(
     bad.breaks(tmp_path / "cohort")
     layout = f"layout: {bad.layout}\n" if bad.layout else ""
     (tmp_path / "north.yaml").write_text(f"site: north\ndata: cohort\n{layout}", encoding="utf-8")
-    words = ["--site", "north", "--config-dir", str(tmp_path), "prepare", "--spacing-mm", "8"]
+    words = [
+        "--site",
+        "north",
+        "--config-dir",
+        str(tmp_path),
+        "prepare",
+        "--spacing-mm",
+        "8",
+        "--no-bias-correction",
+    ]
     result = CliRunner().invoke(cli.app, [*words, "--format", "json"], catch_exceptions=False)
     envelope = json.loads(result.stdout)
     how, what = bad.expected.split(":")

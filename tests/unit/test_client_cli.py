@@ -19,6 +19,7 @@ from tests.bad_cohorts import COLUMNS, ROWS, volume, write_cohort, write_table
 
 MARK = "P2"
 SPACING = ["--spacing-mm", "8"]
+QUICK = [*SPACING, "--no-bias-correction"]
 Command = Callable[..., Result]
 
 
@@ -188,8 +189,8 @@ def test_an_unknown_log_level_is_a_usage_error(client: Command, hospital: Path) 
 
 
 def test_prepare_skips_what_is_done(client: Command, hospital: Path) -> None:
-    first = client("prepare", *SPACING, "--format", "json")
-    again = client("prepare", *SPACING, "--format", "json")
+    first = client("prepare", *QUICK, "--format", "json")
+    again = client("prepare", *QUICK, "--format", "json")
     assert first.exit_code == again.exit_code == 0
     counts = [json.loads(result.stdout)["data"] for result in (first, again)]
     assert [(count["made"], count["found"]) for count in counts] == [(3, 0), (0, 3)]
@@ -197,14 +198,14 @@ def test_prepare_skips_what_is_done(client: Command, hospital: Path) -> None:
 
 def test_prepare_prepares_a_new_patient_only(client: Command, hospital: Path) -> None:
     write_table(hospital / "data", [COLUMNS, *ROWS[:2]])
-    client("prepare", *SPACING)
+    client("prepare", *QUICK)
     write_table(hospital / "data", [COLUMNS, *ROWS])
-    assert "3 cases prepared at 8 mm (1 now, 2 were there already)" in client("prepare", *SPACING).stdout
+    assert "3 cases prepared at 8 mm (1 now, 2 were there already)" in client("prepare", *QUICK).stdout
 
 
 def test_prepare_lists_who_was_left_out_where_only_the_owner_reads(client: Command, hospital: Path) -> None:
     volume(hospital / "data").write_bytes(b"")
-    result = client("prepare", *SPACING)
+    result = client("prepare", *QUICK)
     assert result.exit_code == 0
     assert MARK not in result.stdout + result.stderr
     folder = hospital / "cache" / "north"
@@ -227,21 +228,21 @@ def test_prepare_without_a_usable_case_ends_with_4_and_a_report(
     else:
         for path in (hospital / "data").glob("*/*.nii.gz"):
             path.write_bytes(path.read_bytes()[:-4])
-    result = client("prepare", *SPACING, "--format", "json")
+    result = client("prepare", *QUICK, "--format", "json")
     envelope = json.loads(result.stdout)
     assert result.exit_code == envelope["exit_code"] == 4
     assert envelope["data"]["prepared"] == 0
     assert "P1" not in result.stdout
     report = json.loads(Path(envelope["data"]["report"]).read_text(encoding="utf-8"))
     assert "P1" in report["reason"]
-    told = client("prepare", *SPACING)
+    told = client("prepare", *QUICK)
     assert told.exit_code == 4
     assert told.stderr.splitlines()[-1].startswith("error: ")
 
 
 def test_prepare_of_an_absent_folder_ends_with_4_and_leaves_nothing(client: Command, hospital: Path) -> None:
     settings(hospital, data="../elsewhere")
-    result = client("prepare", *SPACING)
+    result = client("prepare", *QUICK)
     assert result.exit_code == 4
     assert "not found" in result.stderr
     assert not (hospital / "cache").exists()
@@ -250,8 +251,8 @@ def test_prepare_of_an_absent_folder_ends_with_4_and_leaves_nothing(client: Comm
 def test_sites_that_share_a_cache_keep_their_own_reports(client: Command, hospital: Path) -> None:
     text = (hospital / "site_config" / "north.yaml").read_text(encoding="utf-8")
     (hospital / "site_config" / "south.yaml").write_text(text.replace("north", "south"), encoding="utf-8")
-    client("prepare", *SPACING)
-    client("--site", "south", "prepare", *SPACING)
+    client("prepare", *QUICK)
+    client("--site", "south", "prepare", *QUICK)
     assert sorted(path.parent.name for path in hospital.glob("cache/*/prepare-report.json")) == [
         "north",
         "south",
@@ -265,7 +266,7 @@ def test_the_installed_program_checks_and_prepares(hospital: Path) -> None:
     assert (checked.returncode, checked.stderr) == (0, "")
     assert "telemetry  off" in checked.stdout
     assert "\x1b" not in checked.stdout
-    done = subprocess.run([*client, "prepare", *SPACING], env=outside, capture_output=True, text=True)  # noqa: S603
+    done = subprocess.run([*client, "prepare", *QUICK], env=outside, capture_output=True, text=True)  # noqa: S603
     assert done.returncode == 0
     assert "3 cases prepared at 8 mm (3 now" in done.stdout
     assert "prepare: 3/3 cases" in done.stderr
@@ -277,7 +278,7 @@ def test_a_stopped_preparation_leaves_nothing_half_written_and_goes_on(
 ) -> None:
     cache = hospital / "cache"
     words = [*_program(), "--site", "north", "--config-dir", str(hospital / "site_config"), "prepare"]
-    fine = ["--spacing-mm", "1"]
+    fine = ["--spacing-mm", "2"]
     process = subprocess.Popen([*words, *fine], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # noqa: S603
     deadline = time.monotonic() + 60
     while not list(cache.glob("*.json")) and process.poll() is None and time.monotonic() < deadline:

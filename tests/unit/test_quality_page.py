@@ -142,6 +142,21 @@ def test_page_fetches_nothing_runs_nothing_and_escapes_names(tmp_path: Path) -> 
     assert str(tmp_path) not in (report / "quality.json").read_text()
 
 
+def test_series_that_every_exam_has_are_listed_and_make_no_case_doubtful(tmp_path: Path) -> None:
+    cases = [made(tmp_path, "patient-0"), made(tmp_path, "patient-1")]
+    told = (
+        finding("patient-0", "localizer", "s1: a localizer"),
+        finding("patient-1", "localizer", "s1: a localizer"),
+        finding("patient-1", "unclear", "s7: name and timing disagree"),
+    )
+    report = written(tmp_path, cases, warnings=told)
+    data = json.loads((report / "quality.json").read_text())
+    assert [case["status"] for case in data["cases"]] == ["pass", "warn"]
+    text = Page(report / "quality.html").text
+    assert "left aside" in text
+    assert text.count("s1: a localizer") == 2
+
+
 def test_files_are_for_their_owner_alone(tmp_path: Path) -> None:
     report = written(tmp_path, [made(tmp_path, "p")])
     for name in ("quality.html", "quality.json"):
