@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from fedglioma.case import Finding, Frozen
+from fedglioma.config.radiomics import FILE_NAME as RADIOMICS_NAME
+from fedglioma.config.radiomics import radiomics_settings, radiomics_sha256
 from fedglioma.config.run import RunConfig
 from fedglioma.config.site import SiteConfig
 from fedglioma.console import Progress, silent
@@ -38,7 +40,8 @@ class PrepareReport(Frozen):
     """What became of a cohort; stays in the hospital.
 
     ``made`` cases were prepared now, ``found`` ones were there already. ``reason`` says why none is
-    usable, where none is.
+    usable, where none is. ``radiomics_sha256`` is the checksum of the settings file that the fusion model's
+    feature tables are made with, where images were prepared for it; the file lies beside the report.
     """
 
     created: datetime
@@ -55,6 +58,7 @@ class PrepareReport(Frozen):
     exclusions: tuple[Listed, ...]
     warnings: tuple[Listed, ...]
     reason: str | None = None
+    radiomics_sha256: str | None = None
 
     @property
     def exit_code(self) -> int:
@@ -107,6 +111,8 @@ class PrepareReport(Frozen):
             ]
         if self.exclusions or self.warnings:
             lines.append(f"patients and reasons: {self.folder / LIST_NAME}")
+        if self.radiomics_sha256:
+            lines.append(f"settings for PyRadiomics: {self.folder / RADIOMICS_NAME}")
         lines.append(f"pictures and figures: {self.folder / page_name(0)}")
         lines.append(f"report: {self.folder / REPORT_NAME}")
         return "\n".join(lines)
@@ -194,6 +200,7 @@ def prepare_site(config: SiteConfig, run: RunConfig, progress: Progress = silent
         exclusions=tuple(map(Listed.of, result.exclusions)),
         warnings=tuple(map(Listed.of, result.warnings)),
         reason=result.reason,
+        radiomics_sha256=radiomics_sha256() if run.preprocessing == "fusion" else None,
     )
 
 
@@ -205,6 +212,9 @@ def write_report(report: PrepareReport) -> None:
     report.folder.mkdir(parents=True, exist_ok=True)
     with replacing(report.folder / REPORT_NAME, mode=PRIVATE) as file:
         file.write(report.model_dump_json(indent=2).encode() + b"\n")
+    if report.radiomics_sha256:
+        with replacing(report.folder / RADIOMICS_NAME) as file:
+            file.write(radiomics_settings())
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerow(["outcome", *Listed.model_fields])

@@ -1,4 +1,5 @@
 import csv
+import hashlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
@@ -194,6 +196,23 @@ def test_prepare_skips_what_is_done(client: Command, hospital: Path) -> None:
     assert first.exit_code == again.exit_code == 0
     counts = [json.loads(result.stdout)["data"] for result in (first, again)]
     assert [(count["made"], count["found"]) for count in counts] == [(3, 0), (0, 3)]
+
+
+def test_preparation_for_the_fusion_model_brings_its_radiomics_settings(
+    client: Command, hospital: Path
+) -> None:
+    data = json.loads(client("prepare", *QUICK, "--preprocessing", "fusion", "--format", "json").stdout)[
+        "data"
+    ]
+    folder = Path(data["report"]).parent
+    report = json.loads((folder / "prepare-report.json").read_text(encoding="utf-8"))
+    assert report["settings"]["reference"] == "t2"
+    content = (folder / "radiomics_glioma.yaml").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == report["radiomics_sha256"]
+    settings = yaml.safe_load(content)
+    counts = {name: len(chosen) for name, chosen in settings["featureClass"].items() if chosen}
+    assert counts == {"shape": 13, "glcm": 22}
+    assert settings["imageType"]["LoG"]["sigma"] == [1.0, 3.0, 5.0]
 
 
 def test_prepare_prepares_a_new_patient_only(client: Command, hospital: Path) -> None:
