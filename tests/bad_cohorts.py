@@ -387,7 +387,7 @@ BAD_COHORTS: tuple[BadCohort, ...] = (
     BadCohort(
         "voxels of 8 micrometres", partial(_matrix, partial(_scaled, 0.001)), "excluded:spacing", usable=2
     ),
-    BadCohort("modality five metres away", partial(_matrix, _far_away), "excluded:no_overlap", usable=2),
+    BadCohort("modality five metres away", partial(_matrix, _far_away), "excluded:registration", usable=2),
     BadCohort("folder where a file belongs", _folder_instead, "excluded:not_a_file", usable=2),
     BadCohort("link to nothing", partial(_link, "gone.nii.gz"), "excluded:unreadable", usable=2),
     BadCohort("link in a circle", partial(_link, "P2_t1ce.nii.gz"), "excluded:unreadable", usable=2),
@@ -406,10 +406,13 @@ BAD_COHORTS: tuple[BadCohort, ...] = (
         usable=2,
     ),
     BadCohort("broken tumour mask", _broken_mask, "warned:mask"),
-    BadCohort("smaller modality", partial(_array, lambda a: a[:-4]), "warned:not_registered"),
+    BadCohort("modality cut off", partial(_array, lambda a: a[:, :, :9]), "excluded:brain_volume", usable=2),
     BadCohort("skull still there", _skull, "warned:not_stripped"),
     BadCohort(
-        "T1 copied over T2", lambda f: shutil.copy(volume(f, "t1"), volume(f, "t2")), "warned:same_file"
+        "T1 copied over T2",
+        lambda f: shutil.copy(volume(f, "t1"), volume(f, "t2")),
+        "excluded:same_contents",
+        usable=2,
     ),
     BadCohort("no modality", _no_modality, "excluded:no_modality", usable=2),
     BadCohort("files of another name", _misnamed, "excluded:no_modality", usable=2),
