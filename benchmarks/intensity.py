@@ -1,19 +1,20 @@
 """Do intensities agree between hospitals? Raw, z-scored and on the federated scale, on synthetic patients.
 
-    python benchmarks/intensity.py [--size 64] [--fit 6] [--unseen 4] [--out docs/intensity.md]
+    python benchmarks/intensity.py [--size 64] [--fit 6] [--unseen 4] [--epsilon 1 8] [--out PAGE]
 
 Four hospitals, each with its scanner, protocol, gain, shading and noise. The scale is fitted on the sums of
 some patients' landmarks and measured on others. For each modality and tissue, of healthy brain at least
 10 mm away from the tumour: the largest deviation of a hospital's mean from the mean of all, in percent of
 what the brain spans from its 1st to its 99th percentile; white and grey matter were not used to fit. IIV
 (inter-site intensity variation) is the same relative to the mean itself, where that is not near the scale's
-zero. SYNTHETIC DATA: the truth of tissue is known, and nothing here is a patient.
+zero. With noise on the sums of every hospital: the same, the worst of all, and how far the scale moved.
+SYNTHETIC DATA: the truth of tissue is known, and nothing here is a patient.
 """
 
 import argparse
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from fedglioma.data.scanner import acquire
 from fedglioma.data.synthetic import Recipe
 from fedglioma.data.synthetic_sites import make_sites, site_names
 from fedglioma.data.volume import Volume
+from fedglioma.landmarks import fit_with_noise, in_points, noise_of_means, noise_of_sums, noisy_sums
 from fedglioma.scale import Inner, Landmarks, Scale, fit_scale, inner_landmarks, landmark_sums
 
 HOSPITALS = 4
@@ -43,6 +45,9 @@ TISSUES = {
 }
 METHODS = ("raw", "z-score", "federated")
 WELL_ABOVE_ZERO = 25.0
+NOISE_DRAWS = 5
+PATIENTS = (10, 30, 95, 300)
+USUAL_HOSPITAL = 90
 
 Values = npt.NDArray[np.float32]
 
@@ -119,10 +124,12 @@ def agreement(values: Mapping[str, list[Values]], brain: list[Values], *, ratio:
     return Agreement(far / span, far / mean if ratio and mean > 0 else None)
 
 
-def compare(unseen: list[Measured], scale: Scale) -> dict[tuple[str, Modality, str], Agreement]:
+def compare(
+    unseen: list[Measured], scale: Scale, methods: Sequence[str] = METHODS
+) -> dict[tuple[str, Modality, str], Agreement]:
     """Return the agreement by method, modality and tissue."""
     found = {}
-    for method in METHODS:
+    for method in methods:
         for modality in CHANNELS:
             for tissue in TISSUES:
                 by_hospital: dict[str, list[Values]] = defaultdict(list)
@@ -175,6 +182,45 @@ def table(found: Mapping[tuple[str, Modality, str], Agreement]) -> str:
     return "\n".join(lines)
 
 
+def noise_alone(epsilons: list[float]) -> str:
+    """Return the noise on a hospital's mean landmarks in points, by epsilon and patients, as Markdown."""
+    lines = ["| epsilon | " + " | ".join(f"{n} patients" for n in PATIENTS) + " |", "|---" * 5 + "|"]
+    for epsilon in epsilons:
+        sigma = noise_of_sums(epsilon, len(CHANNELS))
+        cells = ["/".join(f"{x:.1f}" for x in in_points(Modality.T1, sigma / n)) for n in PATIENTS]
+        lines.append(f"| {epsilon:g} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def with_noise(fitted: list[Measured], unseen: list[Measured], epsilons: list[float], copies: int) -> str:
+    """Return how far noise moves the scale and what is left of the agreement, as Markdown.
+
+    Each hospital's patients for the fit stand ``copies`` times over: as many patients as hospitals have, in
+    the time that a few take.
+    """
+    hospitals = [
+        [one.landmarks() for one in fitted if one.hospital == name] * copies
+        for name in sorted({one.hospital for one in fitted})
+    ]
+    exact = fit_scale([landmark_sums(cases) for cases in hospitals])
+    lines = ["| epsilon | scale moved by, in points | worst agreement |", "|---" * 3 + "|"]
+    for epsilon in [None, *epsilons]:
+        moved, worst = [], []
+        for draw in range(NOISE_DRAWS if epsilon else 1):
+            told = [
+                noisy_sums(cases, 5, epsilon, bytes([draw, place]) * 16) if epsilon else landmark_sums(cases)
+                for place, cases in enumerate(hospitals)
+            ]
+            scale = fit_with_noise(told, [noise_of_means(sums, epsilon) for sums in told])
+            pairs = zip(scale.landmarks.values(), exact.landmarks.values(), strict=True)
+            moved.append(max(float(np.abs(np.subtract(*pair)).max()) for pair in pairs))
+            found = compare(unseen, scale, methods=("federated",))
+            worst.append(max(each.of_span for each in found.values()))
+        name = f"{epsilon:g}" if epsilon else "no noise"
+        lines.append(f"| {name} | {max(moved):.1f} | {max(worst):.1%} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure, print, and write the table where asked."""
     parser = argparse.ArgumentParser(
@@ -184,6 +230,9 @@ def main() -> None:
     parser.add_argument("--fit", type=int, default=6, help="patients a hospital that the scale is fitted on")
     parser.add_argument("--unseen", type=int, default=4, help="other patients a hospital, that are measured")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--epsilon", type=float, nargs="*", default=[0.5, 1.0, 2.0, 8.0], help="noise to look at too"
+    )
     parser.add_argument("--out", type=Path, help="page whose table is replaced, docs/intensity.md")
     asked = parser.parse_args()
     started = time.perf_counter()
@@ -192,9 +241,18 @@ def main() -> None:
         f"SYNTHETIC DATA. {HOSPITALS} hospitals, {asked.size}^3 voxels; scale of {asked.fit} patients a "
         f"hospital, measured on {asked.unseen} others.\n\n{table(compare(unseen, scale_of(fitted)))}"
     )
+    copies = -(-USUAL_HOSPITAL // asked.fit)
+    noise = (
+        f"Standard deviation of the noise on a hospital's mean landmarks (30th/50th/70th percentile of T1), "
+        f"in points of 100:\n\n{noise_alone(asked.epsilon)}\n\n"
+        f"SYNTHETIC DATA. The hospitals of the table above with noise at each; the patients of the fit stand "
+        f"{copies} times over, {copies * asked.fit} a hospital; the worst of {NOISE_DRAWS} draws:\n\n"
+        f"{with_noise(fitted, unseen, asked.epsilon, copies)}"
+    )
     if asked.out:
         fill(asked.out, "table of benchmarks/intensity.py", text)
-    print(text)
+        fill(asked.out, "noise of benchmarks/intensity.py", noise)
+    print(text, noise, sep="\n\n")
     print(f"{time.perf_counter() - started:.0f} s in all")
 
 

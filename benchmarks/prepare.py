@@ -1,93 +1,117 @@
 """What preparing a patient costs, and how fast prepared patients reach the network beside MONAI's loaders.
 
-    python benchmarks/prepare.py [--patients 2] [--samples 24] [--out docs/preparation.md]
+    python benchmarks/prepare.py [--data DIR] [--patients 2] [--samples 12] [--out docs/preparation.md]
 
-Made-up patients at 240 x 240 x 155 mm and 1 mm, four sequences as .nii.gz. Preparing: seconds, CPU seconds
-and peak memory of a process that prepares them one after the other, from the files to the cache. Loading:
-random 128^3 crops of four sequences, one after the other in one process, per CPU second: ours out of the
-cache; MONAI's ``PersistentDataset`` (its cache filled beforehand, crops cut from what it keeps); and
-``LoadImaged`` on the .nii.gz files. All three give float32 arrays of shape (4, 128, 128, 128).
+Preparing: seconds, CPU seconds and peak memory of a process that prepares patients of four sequences one
+after the other, from .nii.gz files to the cache. Made-up patients of 240 x 240 x 155 voxels of 1 mm, skull
+stripped and on one grid; made-up whole heads that moved between the sequences; and from ``--data`` (default:
+$FEDGLIOMA_REAL_DATA, left out where there is none) real patients of ``glioma/`` and ``native_grid/``.
+
+Loading: random 128^3 crops of four sequences, one after the other in one process, per CPU second: ours out
+of the cache; MONAI's ``PersistentDataset`` (its cache filled beforehand, with the joined image alone, crops
+cut from what it keeps), also with MONAI's own cut to the brain; and ``LoadImaged`` on the .nii.gz files. All
+give float32 arrays of shape (4, 128, 128, 128). The ways take turns, and the median counts.
 """
 
 import argparse
 import json
 import multiprocessing
-import resource
+import os
+import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from monai.data import Dataset, PersistentDataset
-from monai.transforms import (
-    Compose,
-    ConcatItemsd,
-    EnsureChannelFirstd,
-    LoadImaged,
-    RandSpatialCropd,
-    SelectItemsd,
-)
+from motion import Scan, draw_movement, taken
 from page import fill
+from subjects import Phantom, file_of, patients_of, phantoms
 
 from fedglioma.case import CHANNELS, Case, Modality
 from fedglioma.data.cache import Cache
 from fedglioma.data.dataset import CaseDataset
-from fedglioma.data.phantom import render_tissue
 from fedglioma.data.prepare import PrepareSettings, prepare_cases
 from fedglioma.data.prepared import PreparedCase
-from fedglioma.data.scanner import acquire
-from fedglioma.data.synthetic import FULL_SIZE, Recipe
-from fedglioma.data.synthetic_sites import make_sites
+from fedglioma.data.volume import Volume
 
 CROP = 128
+ROUNDS = 5
 NAMES = [modality.value for modality in CHANNELS]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a patient costs, and the memory of the process before the first one and at its peak."""
+
+    seconds: float
+    cpu_s: float
+    start_mb: float
+    peak_mb: float
 
 
 def write_patients(folder: Path, count: int, *, skull: bool) -> list[Case]:
     """Write made-up patients as a hospital has them, and return their cases."""
-    recipe = Recipe(patients=count, sites=make_sites(["zhengzhou"]), size=FULL_SIZE, skull=skull)
+    folder.mkdir()
     cases = []
-    for number in range(count):
-        tissue = render_tissue(recipe.sample(number), recipe.grid, skull=skull)
+    for number, phantom in enumerate(phantoms(count, skull=skull)):
         volumes: dict[Modality, Path] = {}
-        for modality in CHANNELS:
-            scan = acquire(tissue, modality, recipe.sites[0].scanner, number, prepared=not skull)
+        for modality, volume in sequences(phantom, number, skull=skull):
             volumes[modality] = folder / f"patient-{number}-{modality}.nii.gz"
-            nib.save(nib.Nifti1Image(scan, recipe.grid.affine()), volumes[modality])
-        cases.append(Case(patient=f"patient-{number}", site="zhengzhou", volumes=volumes))
+            levels = np.rint(volume.array).astype(np.int16)
+            nib.save(nib.Nifti1Image(levels, volume.affine), volumes[modality])
+        cases.append(Case(patient=f"patient-{number}", site="made-up", volumes=volumes))
     return cases
+
+
+def sequences(phantom: Phantom, number: int, *, skull: bool) -> Iterator[tuple[Modality, Volume]]:
+    """Yield a made-up patient's scans; a whole head lies elsewhere in each."""
+    subject = phantom.subject(skull=skull)
+    rng = np.random.default_rng(number)
+    for modality, volume in subject.volumes.items():
+        scan = Scan(volume, subject.brain[modality])
+        yield modality, taken(scan, draw_movement(rng, scan.centre), rng) if skull else volume
+
+
+def real_patients(folder: Path, count: int) -> list[Case]:
+    """Return the cases of real patients."""
+    return [
+        Case(patient=one.name, site="real", volumes={m: file_of(one, m) for m in CHANNELS})
+        for one in patients_of(folder)[:count]
+    ]
 
 
 def prepare(cases: list[Case], cache: Path, answer: Path) -> None:
     """Prepare the cases one after the other and write what it cost; the whole life of a process."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident_mb()
     wall, cpu = time.perf_counter(), time.process_time()
     prepare_cases(cases, PrepareSettings(), Cache(cache))
-    cost = {
-        "seconds": (time.perf_counter() - wall) / len(cases),
-        "cpu_s": (time.process_time() - cpu) / len(cases),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,
-        "start_mb": before / 1000,
-    }
-    answer.write_text(json.dumps(cost))
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    answer.write_text(json.dumps(asdict(Cost(wall / len(cases), cpu / len(cases), before, resident_mb()))))
 
 
-def cost_of_preparing(cases: list[Case], scratch: Path) -> tuple[dict[str, float], Path]:
-    """Return what preparing a case costs, measured in a process of its own, and the filled cache."""
-    cache, answer = (
-        scratch / f"cache-{cases[0].patient}-{len(list(scratch.iterdir()))}",
-        scratch / "cost.json",
-    )
+def resident_mb() -> float:
+    """Return the largest memory that this program ever had, in MB of 10^6 bytes."""
+    # Not getrusage: what it says was inherited from the program that started this one.
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    if found is None:
+        raise SystemExit("the memory of a process cannot be read on this system")
+    return int(found[1]) * 1024 / 1e6
+
+
+def cost_of_preparing(cases: list[Case], cache: Path) -> Cost:
+    """Return what preparing a case costs, measured in a process of its own that fills the cache."""
+    answer = cache.with_suffix(".json")
     child = multiprocessing.get_context("spawn").Process(target=prepare, args=(cases, cache, answer))
     child.start()
     child.join()
     if child.exitcode != 0:
         raise SystemExit("preparing failed")
-    found: dict[str, float] = json.loads(answer.read_text())
-    return found, cache
+    return Cost(**json.loads(answer.read_text()))
 
 
 def prepared_of(cases: list[Case], cache: Path) -> tuple[PreparedCase, ...]:
@@ -95,14 +119,19 @@ def prepared_of(cases: list[Case], cache: Path) -> tuple[PreparedCase, ...]:
     return prepare_cases(cases, PrepareSettings(), Cache(cache)).cases
 
 
-def samples_per_cpu_second(sample: Callable[[int], Any], count: int) -> float:
-    """Return how many samples a CPU second gives; the first two are not counted."""
-    for number in range(2):
-        sample(number)
-    started = time.process_time()
-    for number in range(count):
-        sample(number)
-    return count / (time.process_time() - started)
+def samples_per_cpu_second(ways: dict[str, Callable[[int], Any]], count: int) -> dict[str, float]:
+    """Return how many samples a CPU second gives, by way; what the first two cost is not counted."""
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for sample in ways.values():
+        sample(0)
+        sample(1)
+    for _ in range(ROUNDS):
+        for name, sample in ways.items():
+            started = time.process_time()
+            for number in range(count):
+                sample(number)
+            rates[name].append(count / (time.process_time() - started))
+    return {name: median(each) for name, each in rates.items()}
 
 
 def our_loader(cases: tuple[PreparedCase, ...]) -> Callable[[int], Any]:
@@ -112,19 +141,35 @@ def our_loader(cases: tuple[PreparedCase, ...]) -> Callable[[int], Any]:
 
 
 def monai_loaders(cases: list[Case], scratch: Path) -> dict[str, Callable[[int], Any]]:
-    """Return MONAI's two ways to the same crops."""
+    """Return MONAI's ways to the same crops."""
+    # Here, because the process that prepares imports this file, and its memory is measured.
+    from monai.data import Dataset, PersistentDataset
+    from monai.transforms import (
+        Compose,
+        ConcatItemsd,
+        CropForegroundd,
+        EnsureChannelFirstd,
+        LoadImaged,
+        RandSpatialCropd,
+        SelectItemsd,
+        SpatialPadd,
+    )
+
     items = [{m.value: str(path) for m, path in case.volumes.items()} for case in cases]
-    steps = [
+    read = [
         LoadImaged(NAMES, image_only=True),
         EnsureChannelFirstd(NAMES),
         ConcatItemsd(NAMES, "image"),
         SelectItemsd("image"),
-        RandSpatialCropd("image", [CROP] * 3, random_size=False),
     ]
-    plain = Dataset(items, Compose(steps))
-    kept = PersistentDataset(items, Compose(steps), cache_dir=scratch / "monai")
+    crop = RandSpatialCropd("image", [CROP] * 3, random_size=False)
+    brain = CropForegroundd("image", "image", margin=4, allow_smaller=True)
+    fit = SpatialPadd("image", [CROP] * 3)
+    plain = Dataset(items, Compose([*read, crop]))
+    kept = PersistentDataset(items, Compose([*read, crop]), cache_dir=scratch / "monai")
+    cut = PersistentDataset(items, Compose([*read, brain, fit, crop]), cache_dir=scratch / "monai-brain")
     for number in range(len(items)):
-        kept[number]
+        kept[number], cut[number]
 
     def numbers(data: Any) -> Callable[[int], Any]:
         def sample(number: int) -> Any:
@@ -135,29 +180,51 @@ def monai_loaders(cases: list[Case], scratch: Path) -> dict[str, Callable[[int],
 
         return sample
 
-    return {"MONAI PersistentDataset": numbers(kept), "MONAI LoadImaged": numbers(plain)}
+    return {
+        "MONAI LoadImaged": numbers(plain),
+        "MONAI PersistentDataset": numbers(kept),
+        "MONAI PersistentDataset, cut to the brain": numbers(cut),
+    }
+
+
+def patients(asked: argparse.Namespace, scratch: Path) -> Iterator[tuple[str, list[Case]]]:
+    """Yield what is prepared, and its cases; the first is what the loaders read, too."""
+    count = asked.patients
+    yield "made-up, stripped, on one grid", write_patients(scratch / "brains", count, skull=False)
+    yield (
+        "made-up, whole heads, each sequence elsewhere: registered, brain cut out by shape",
+        write_patients(scratch / "heads", count, skull=True),
+    )
+    if asked.data is not None:
+        yield "real, stripped, on one grid of 1 mm", real_patients(asked.data / "glioma", count)
+        yield (
+            "real, stripped, on the scanners' voxels: registered",
+            real_patients(asked.data / "native_grid", count),
+        )
 
 
 def report(asked: argparse.Namespace, scratch: Path) -> str:
     """Measure, and return the figures as Markdown."""
-    lines = ["| preparing, per patient | seconds | CPU s | peak MB of the process |", "|---|---|---|---|"]
-    loading: list[tuple[str, float]] = []
-    for skull in (False, True):
-        folder = scratch / ("heads" if skull else "brains")
-        folder.mkdir()
-        cases = write_patients(folder, asked.patients, skull=skull)
-        cost, cache = cost_of_preparing(cases, scratch)
-        what = "whole heads, brain cut out by shape" if skull else "skull-stripped"
-        lines.append(f"| {what} | {cost['seconds']:.0f} | {cost['cpu_s']:.0f} | {cost['peak_mb']:.0f} |")
-        if not skull:
+    lines = [
+        "| preparing, per patient | seconds | CPU s | peak MB of the process | before the first patient |",
+        "|---|---|---|---|---|",
+    ]
+    rates: dict[str, float] = {}
+    for number, (what, cases) in enumerate(patients(asked, scratch)):
+        cache = scratch / f"cache-{number}"
+        cost = cost_of_preparing(cases, cache)
+        lines.append(
+            f"| {what} | {cost.seconds:.0f} | {cost.cpu_s:.0f} | {cost.peak_mb:.0f} | {cost.start_mb:.0f} |"
+        )
+        if not rates:
             ways = {"ours": our_loader(prepared_of(cases, cache)), **monai_loaders(cases, scratch)}
-            loading = [(name, samples_per_cpu_second(way, asked.samples)) for name, way in ways.items()]
+            rates = samples_per_cpu_second(ways, asked.samples)
     lines += [
         "",
         f"| {CROP}^3 crops of four sequences | samples per CPU second | ours over it |",
         "|---|---|---|",
     ]
-    lines += [f"| {name} | {rate:.1f} | {loading[0][1] / rate:.1f} |" for name, rate in loading]
+    lines += [f"| {name} | {rate:.1f} | {rates['ours'] / rate:.1f} |" for name, rate in rates.items()]
     return "\n".join(lines)
 
 
@@ -166,8 +233,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--patients", type=int, default=2)
-    parser.add_argument("--samples", type=int, default=24)
+    parser.add_argument(
+        "--data", type=Path, default=os.environ.get("FEDGLIOMA_REAL_DATA"), help="folder of real cases"
+    )
+    parser.add_argument("--patients", type=int, default=2, help="of each kind")
+    parser.add_argument("--samples", type=int, default=12, help=f"of each way, {ROUNDS} times over")
     parser.add_argument("--out", type=Path, help="page whose table is replaced, docs/preparation.md")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:

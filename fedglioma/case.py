@@ -4,10 +4,15 @@ Orders are fixed here and stored with every cache and checkpoint, never inferred
 channels are ``flair, t1ce, t1, t2``; genes are ``idh, atrx, codel_1p19q``.
 """
 
+import os
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated, Final
+from urllib.parse import unquote_to_bytes
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, field_validator
+
+from fedglioma.words import one_line
 
 UNKNOWN = -1
 """Label of a marker that was not measured. 0 is wild-type or intact, 1 is mutant or codeleted."""
@@ -77,18 +82,44 @@ class Outcome(Frozen):
     os_event: int = Field(ge=0, le=1)
 
 
+_ESCAPED: Final = "file://"
+
+
+def _path_text(path: Path) -> str:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return path.absolute().as_uri()
+    return str(path)
+
+
+def _path_of(value: object) -> Path:
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("a path is text")
+    escaped = value.startswith(_ESCAPED)
+    return Path(os.fsdecode(unquote_to_bytes(value.removeprefix(_ESCAPED))) if escaped else value)
+
+
+AnyPath = Annotated[Path, PlainValidator(_path_of), PlainSerializer(_path_text, when_used="json")]
+"""A path whose name need not be text: in JSON it is then escaped, as a URI."""
+
+
 class Case(Frozen):
     """One imaging visit of one patient, as a hospital holds it.
 
     ``patient`` is the cohort's ``participant_id`` and the key of every split. It stays at the site. A
     modality is one NIfTI file in ``volumes``, or the files of a DICOM series, in order, in ``series``.
+    ``linkage_id`` is the person's own number in the whole country: it is in memory only, and left out of
+    whatever is written or shown.
     """
 
     patient: str
     site: str
-    volumes: dict[Modality, Path]
-    series: dict[Modality, tuple[Path, ...]] = {}
-    mask: Path | None = None
+    volumes: dict[Modality, AnyPath]
+    series: dict[Modality, tuple[AnyPath, ...]] = {}
+    mask: AnyPath | None = None
     genotype: Genotype = Genotype()
     grade: int | None = None
     age: float | None = None
@@ -97,6 +128,7 @@ class Case(Frozen):
     scanner: str | None = None
     field_strength_t: float | None = None
     purpose: str | None = None
+    linkage_id: str | None = Field(default=None, exclude=True, repr=False)
 
     @property
     def present(self) -> tuple[Modality, ...]:
@@ -116,6 +148,11 @@ class Finding(Frozen):
     code: str
     message: str
     stage: str = "read"
+
+    @field_validator("patient", "site", "message", mode="before")
+    @classmethod
+    def _printable(cls, value: object) -> object:
+        return one_line(value) if isinstance(value, str) else value
 
 
 def subset_name(present: tuple[Modality, ...]) -> str:

@@ -25,6 +25,7 @@ from rich.progress import Progress as RichBar
 from rich.text import Text
 
 from fedglioma.errors import FedGliomaError
+from fedglioma.words import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -96,9 +97,10 @@ def emit_judged(data: dict[str, Any], text: str, output: OutputFormat, error: Fe
 
 def fail(error: FedGliomaError, output: OutputFormat) -> NoReturn:
     """Print the error in one line (and as the envelope, if JSON was asked for) and end with its code."""
-    human().print(Text.assemble(("error:", "bold red"), f" {error}"), soft_wrap=True)
+    words = one_line(str(error))
+    human().print(Text.assemble(("error:", "bold red"), f" {words}"), soft_wrap=True)
     if output is OutputFormat.JSON:
-        emit({"error": str(error), "kind": type(error).__name__}, "", output, exit_code=error.exit_code)
+        emit({"error": words, "kind": type(error).__name__}, "", output, exit_code=error.exit_code)
     raise SystemExit(error.exit_code)
 
 

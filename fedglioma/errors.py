@@ -7,6 +7,7 @@
     ├── QuorumError             3   too few sites answered in time
     ├── DataError               4   the data cannot be used
     │   ├── ModalityMissing         a case lacks what was asked of it
+    │   ├── NoUsableCase            every patient was left out; names the first
     │   └── ScaleError              intensities do not fit the consortium's scale
     ├── PolicyError             5   the site's policy refuses
     ├── ProtocolError           1   a message or a checkpoint is not what was agreed
@@ -46,6 +47,18 @@ class DataError(FedGliomaError):
 
 class ModalityMissing(DataError):
     """A case lacks a modality that was asked of it and cannot be spared."""
+
+
+class NoUsableCase(DataError):
+    """Every patient was left out. ``counts`` names nobody; the whole message names the first patient."""
+
+    def __init__(self, counts: str, first: str) -> None:
+        super().__init__(counts, first)
+        self.counts = counts
+        self.first = first
+
+    def __str__(self) -> str:
+        return f"{self.counts}; {self.first}" if self.first else self.counts
 
 
 class ScaleError(DataError):

@@ -54,12 +54,12 @@ def site_secret(path: Path) -> bytes:
     """
     try:
         try:
-            return _read_secret(path)
+            return read_secret(path)
         except FileNotFoundError:
             pass
         with suppress(ConfigError):  # somebody else was first, and theirs counts
-            write_new(path, secrets.token_hex(SECRET_BYTES).encode() + b"\n", mode=PRIVATE)
-        return _read_secret(path)
+            write_new(path, new_secret(), mode=PRIVATE)
+        return read_secret(path)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ConfigError(
@@ -85,7 +85,16 @@ def pseudonym(secret: bytes, patient: str) -> str:
 
 def patient_tag(secret: bytes, patient: str) -> str:
     """Return the pseudonym of a DICOM PatientID; empty where the id is absent or a de-identifier's filler."""
-    return "" if _plain(patient) in _NOBODY else pseudonym(secret, patient)
+    return pseudonym(secret, patient) if plain_id(patient) else ""
+
+
+def plain_id(patient: str) -> str:
+    """Return what all spellings of one id share; empty where it is absent or a de-identifier's filler.
+
+    Unicode's compatibility form, no outer spaces, no case.
+    """
+    plain = _plain(patient)
+    return "" if plain in _NOBODY else plain
 
 
 def identifying_fields(content: bytes | Mapping[str, object]) -> tuple[str, ...]:
@@ -100,24 +109,36 @@ def identifying_fields(content: bytes | Mapping[str, object]) -> tuple[str, ...]
     return _filled(content)
 
 
-def _read_secret(path: Path) -> bytes:
+def new_secret() -> bytes:
+    """Return the content of a new file of a secret: 64 hex digits and a line end."""
+    return secrets.token_hex(SECRET_BYTES).encode() + b"\n"
+
+
+def read_secret(path: Path, what: str = "the site's secret") -> bytes:
+    """Return the secret of 32 bytes that a file holds; ``what`` it is stands in the errors.
+
+    Raises
+    ------
+    IdentityError
+        The file can be read by others, is a link, or does not hold a secret.
+    OSError
+        The file is absent or cannot be read.
+    """
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC) if not path.is_symlink() else None
     if handle is None:
-        raise IdentityError(f"{path}: the site's secret is a link; put the file itself there")
+        raise IdentityError(f"{path}: {what} is a link; put the file itself there")
     with os.fdopen(handle, "rb") as file:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         text = file.read(4096)
     if mode & 0o077:
-        raise IdentityError(
-            f"{path}: mode {mode:04o} lets others read the site's secret; run chmod 600 on it"
-        )
+        raise IdentityError(f"{path}: mode {mode:04o} lets others read {what}; run chmod 600 on it")
     try:
         secret = bytes.fromhex(text.decode("ascii").strip())
     except (UnicodeDecodeError, ValueError):
         secret = b""
     if len(secret) < SECRET_BYTES:
         raise IdentityError(
-            f"{path}: not a site's secret of {2 * SECRET_BYTES} hex digits; restore it from its backup"
+            f"{path}: {what} should be {2 * SECRET_BYTES} hex digits and is not; restore it from its backup"
         )
     return secret
 

@@ -57,7 +57,7 @@ class Scale(Frozen):
     """Where each modality's landmarks lie for everybody, strictly rising from 0 to 100.
 
     ``cases`` and ``sites`` say how many stood behind each modality; where none did, the modality has
-    ``EVEN`` landmarks.
+    ``USUAL`` landmarks.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -88,8 +88,13 @@ class Scale(Frozen):
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-EVEN: Final[Landmarks] = (0.0, 45.0, 67.0, 87.0, 100.0)
-"""Where landmarks lie in a modality that no site has enough cases of: the mean of real T1, T1ce and FLAIR."""
+USUAL: Final[Mapping[Modality, Landmarks]] = {
+    Modality.FLAIR: (0.0, 60.0, 78.0, 91.0, 100.0),
+    Modality.T1CE: (0.0, 54.0, 74.0, 91.0, 100.0),
+    Modality.T1: (0.0, 53.0, 75.0, 92.0, 100.0),
+    Modality.T2: (0.0, 24.0, 44.0, 75.0, 100.0),
+}
+"""Where landmarks lie in gliomas of open collections, for a modality that no site has enough cases of."""
 
 
 def inner_landmarks(percentiles: Sequence[float]) -> Inner:
@@ -118,19 +123,36 @@ def landmark_sums(cases: Sequence[Mapping[Modality, Inner]]) -> dict[Modality, L
     return sums
 
 
-def fit_scale(sites: Sequence[Mapping[Modality, LandmarkSums]]) -> Scale:
-    """Return the scale of all sites together; landmarks that noise made fall are set beside each other."""
+def fit_scale(
+    sites: Sequence[Mapping[Modality, LandmarkSums]], trust: Sequence[Mapping[Modality, float]] | None = None
+) -> Scale:
+    """Return the scale of all sites together; landmarks that noise made fall are set beside each other.
+
+    Parameters
+    ----------
+    sites : sequence of mappings
+        What each site says.
+    trust : sequence of mappings, optional
+        How much a case of each site counts, above 0 to 1; without it, or unnamed, fully.
+    """
     landmarks, cases, counted = {}, {}, {}
     for modality in CHANNELS:
         told = [site[modality] for site in sites if modality in site]
+        counts = [
+            one.get(modality, 1.0)
+            for site, one in zip(sites, trust or [{}] * len(sites), strict=True)
+            if modality in site
+        ]
         counted[modality] = len(told)
         cases[modality] = sum(site.cases for site in told)
-        landmarks[modality] = _rising(told, cases[modality]) if told else EVEN
+        landmarks[modality] = _rising(told, counts) if told else USUAL[modality]
     return Scale(landmarks=landmarks, cases=cases, sites=counted)
 
 
-def _rising(told: Sequence[LandmarkSums], cases: int) -> Landmarks:
-    values = [0.0, *(np.array([site.sums for site in told]).sum(axis=0) / cases).tolist(), TOP]
+def _rising(told: Sequence[LandmarkSums], counts: Sequence[float]) -> Landmarks:
+    sums = np.sum([count * np.array(site.sums) for site, count in zip(told, counts, strict=True)], axis=0)
+    cases = sum(count * site.cases for site, count in zip(told, counts, strict=True))
+    values = [0.0, *(sums / cases).tolist(), TOP]
     for place in (1, 2, 3):
         values[place] = max(values[place], values[place - 1] + LEAST_STEP)
     for place in (3, 2, 1):

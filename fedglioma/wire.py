@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, NonNegativeFloat, ValidationError
 from fedglioma.case import Frozen, Gene, Modality
 from fedglioma.config.run import Payload, RunConfig
 from fedglioma.errors import ProtocolError
+from fedglioma.linkage import MOST_TAGS, Tag
 from fedglioma.scale import LandmarkSums, Scale
 from fedglioma.weights import Forms, Packed, from_record, to_record
 
@@ -40,6 +41,9 @@ class StatisticsRequest(Body):
     """Round 0: who are you, what do you build, and which cases do you hold."""
 
     settings: RunConfig
+    landmarks: bool = Field(
+        default=True, description="whether intensity landmarks are asked for: not where a scale stands"
+    )
 
 
 class StatisticsReply(Body):
@@ -59,7 +63,15 @@ class StatisticsReply(Body):
     landmarks: dict[Modality, LandmarkSums] = Field(
         default={}, description="sums of intensity landmarks per modality, where there are enough cases"
     )
+    landmark_epsilon: float | None = Field(
+        default=None, gt=0, description="of the noise on these sums; None: no noise, or no sums"
+    )
     synthetic: bool = Field(default=False, description="whether the patients are made up")
+    linkage: tuple[Tag, ...] = Field(
+        default=(),
+        max_length=MOST_TAGS,
+        description="keyed tags of people and images, where run and site ask for duplicates; else none",
+    )
 
 
 class TrainRequest(Body):
@@ -76,6 +88,11 @@ class TrainRequest(Body):
     layout: str
     scale: Scale | None = Field(
         default=None, description="the consortium's intensities; None: each case's own"
+    )
+    shared: tuple[Tag, ...] = Field(
+        default=(),
+        max_length=MOST_TAGS,
+        description="those of the site's own tags that came from another site too",
     )
     audit_head: str = Field(
         default="", max_length=64, description="head of the server's audit log, which the site records"

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedglioma.case import GENES, UNKNOWN, Case, Gene, Genotype, Outcome
+from fedglioma.case import CHANNELS, GENES, UNKNOWN, Case, Gene, Genotype, Modality, Outcome
 from fedglioma.config.run import RunConfig
 from fedglioma.metrics.predictions import Predictions
 from fedglioma.metrics.tables import evaluate
+from fedglioma.scale import LandmarkSums, Scale, fit_scale
 from fedglioma.survival.analysis import analyse
 from fedglioma.survival.table import table_from_cases
 from fedglioma_server.privacy import privacy_record
@@ -23,6 +24,7 @@ from fedglioma_server.records import (
     HeldOutRound,
     RoundRecord,
     RunRecord,
+    ScaleDoubt,
     SiteData,
     SiteRound,
     SplitCount,
@@ -59,6 +61,7 @@ def rich_run(
         },
         class_counts={Gene.IDH: (74.0, 133.0), Gene.ATRX: (112.0, 71.0), Gene.CODEL: (140.5, 52.0)},
         suppressed_cells=4,
+        **_scaled(CHANNELS, len(sites)),
         issues=[
             DataIssue(
                 site=sites[0],
@@ -111,7 +114,15 @@ def poor_run(folder: Path) -> Path:
         sites={
             site: _site_data(n, {ALL if n < 3 else NO_T2: n if n >= 5 else None}, few=True)
             for site, n in zip(names, train, strict=True)
-        },
+        }
+        | {"casewestern": _site_data(8, {NO_T2: 8}, few=True, epsilon=2.0)},
+        **_scaled(CHANNELS[:3], 2),
+        scale_doubts=[
+            ScaleDoubt(kind="left_out", sites=["henryford"], modality=Modality.T1CE, distance=31.4),
+            ScaleDoubt(
+                kind="apart", sites=["casewestern", "jefferson"], modality=Modality.FLAIR, distance=22
+            ),
+        ],
         class_counts={Gene.IDH: (17.5, 20.0), Gene.ATRX: (14.0, 15.0), Gene.CODEL: (20.5, 7.5)},
         suppressed_cells=31,
         issues=[
@@ -196,8 +207,20 @@ def _record(run_id: str, settings: RunConfig, **fields: object) -> RunRecord:
     )
 
 
+def _scaled(modalities: Sequence[Modality], sites: int) -> dict[str, object]:
+    """Return a record's fields of a scale that so many sites decided for some modalities."""
+    told = LandmarkSums(cases=10, sums=(551.0, 732.0, 903.0))
+    scale: Scale = fit_scale([dict.fromkeys(modalities, told)] * sites)
+    return {"scale": scale, "scale_id": scale.id}
+
+
 def _site_data(
-    train: int, modalities: dict[str, int | None], *, suppressed: bool = False, few: bool = False
+    train: int,
+    modalities: dict[str, int | None],
+    *,
+    suppressed: bool = False,
+    few: bool = False,
+    epsilon: float | None = None,
 ) -> SiteData:
     third = train // 3
     cells = (third, train - third, None if suppressed else 0)
@@ -208,6 +231,7 @@ def _site_data(
             "labels": dict.fromkeys(GENES, shown),
             "modalities": modalities,
             "small_cell_limit": 5,
+            "landmark_epsilon": epsilon,
         }
     )
 

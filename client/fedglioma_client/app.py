@@ -6,7 +6,7 @@ from collections.abc import Callable
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedglioma.errors import FedGliomaError, PolicyError, ProtocolError, ScaleError
+from fedglioma.errors import FedGliomaError, NoUsableCase, PolicyError, ProtocolError, ScaleError
 from fedglioma.weights import Packed
 from fedglioma.wire import (
     Body,
@@ -70,7 +70,9 @@ def _answered(message: Message, context: Context, answer: Callable[[], Answer]) 
     try:
         body, arrays = answer()
     except FedGliomaError as error:
-        logger.warning("round not answered: %s", error)
+        # Logs name nobody; the list of prepare does.
+        words = f"{error.counts}; see the list of prepare" if isinstance(error, NoUsableCase) else error
+        logger.warning("round not answered: %s", words)
         return reply_to(message, _refusal(context, error))
     except Exception as error:  # a defect at one site must not end the others' run; it is logged here in full
         logger.exception("round not answered")

@@ -13,12 +13,14 @@ from rich.markup import escape
 
 from fedglioma.case import CLASS_TITLES, GENE_TITLES, GENES, UNKNOWN, Case, Finding, subset_name
 from fedglioma.config.site import SiteConfig
+from fedglioma.data import cache_identity
 from fedglioma.data.cohort import Cohort
 from fedglioma.data.manifest import WHOLE_COHORT
-from fedglioma.errors import ConfigError, DataError
+from fedglioma.errors import ConfigError, DataError, IdentityError
 from fedglioma.pseudonym import SECRET_BYTES
 from fedglioma_client.check_server import check_way
 from fedglioma_client.intake import Unusable, load_settings, read_site_cohort
+from fedglioma_client.linkage import check_linkage
 from fedglioma_client.machine import (
     check_cache,
     check_device,
@@ -108,6 +110,8 @@ def check_site(site: str, path: Path, spacing_mm: float) -> Checked:
         verdicts += found.verdicts
         verdicts += [
             check_cache(config.cache, len(found.cases), spacing_mm),
+            _judge_cache(config, found),
+            *check_linkage(config, found.cases),
             check_processor(config),
             check_memory(config.workers, spacing_mm),
             check_device(config.device),
@@ -144,6 +148,21 @@ def _check_data(config: SiteConfig) -> _Gathered:
         fine("sequences", "; ".join(f"{name} {n}" for name, n in modality_counts(read.cases).items())),
     ]
     return _Gathered(verdicts, read.cases, read.exclusions, read.warnings, read.synthetic)
+
+
+def _judge_cache(config: SiteConfig, found: _Gathered) -> Verdict:
+    """Return whether what was prepared before says nowhere who the patients are."""
+    everybody = {case.patient for case in found.cases} | {finding.patient for finding in found.exclusions}
+    try:
+        files = cache_identity.check_cache(config.cache, everybody)
+    except IdentityError as error:
+        remedy = "find out how they came there"
+        return failed("identity", str(error), remedy, exit_code=error.exit_code)
+    except OSError as error:
+        detail = f"{config.cache}: cannot be looked through ({error.strerror or error})"
+        remedy = "give this user the right to read it"
+        return failed("identity", detail, remedy, exit_code=ConfigError.exit_code)
+    return fine("identity", f"{several(files, 'file')} in the cache, none says who the patients are")
 
 
 def _judge_cases(cohort: Cohort) -> Verdict:

@@ -250,6 +250,25 @@ def keygen(
         emit(data, text, output)
 
 
+@app.command("linkage-key")
+def linkage_key(
+    file: Annotated[Path, typer.Argument(help="where to write the key", metavar="FILE")],
+    output: Format = OutputFormat.TEXT,
+    log_level: LogLevel = "INFO",
+) -> None:
+    """Make the key by which hospitals find out whether a patient is at two of them.
+
+    One hospital makes it for all, and hands it to the other hospitals' data managers; never to the
+    coordinating centre. Each names its copy as 'linkage_key' in its settings. Nothing is overwritten.
+    """
+    with door(output):
+        log.configure(log_level, console=human())
+        from fedglioma_client.linkage import make_linkage_key
+
+        data, text = make_linkage_key(file)
+        emit(data, text, output)
+
+
 @audit.command("verify")
 def verify_log(
     context: typer.Context,

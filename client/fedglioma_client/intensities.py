@@ -1,17 +1,45 @@
 """The site's part in the consortium's intensity scale: sums that it sends, and its cases laid over it."""
 
+import logging
+
 from fedglioma.case import Modality
 from fedglioma.config.run import RunConfig
 from fedglioma.data.prepared import PreparedCase
 from fedglioma.data.standardize import on_scale
 from fedglioma.errors import ScaleError
+from fedglioma.landmarks import noisy_sums, published_sums
+from fedglioma.noise import DELTA
 from fedglioma.scale import MOST_DISTANCE, LandmarkSums, Scale, distance, landmark_sums
+from fedglioma_client.intake import secret_of
 from fedglioma_client.site import Site
+
+logger = logging.getLogger(__name__)
 
 
 def landmarks_of(site: Site, settings: RunConfig) -> dict[Modality, LandmarkSums]:
-    """Return the sums of the cases' landmarks; none where the run leaves each case on a scale of its own."""
-    return _sums(site) if settings.common_scale else {}
+    """Return what the site says of its cases' landmarks, with noise where its settings ask for it.
+
+    Nothing is said where the run leaves each case on a scale of its own.
+
+    Raises
+    ------
+    IdentityError, ConfigError
+        Noise is asked for, and the site's secret cannot be used.
+    """
+    if not settings.common_scale:
+        return {}
+    cases = [case.landmarks() for case in site.cases]
+    limit, epsilon = site.config.small_cell_limit, site.config.landmark_epsilon
+    if epsilon is None:
+        return published_sums(cases, limit)
+    found = noisy_sums(cases, limit, epsilon, secret_of(site.config))
+    logger.info(
+        "intensity landmarks of %d sequences are told with noise: epsilon %g, delta %g a patient",
+        len(found),
+        epsilon,
+        DELTA,
+    )
+    return found
 
 
 def cases_on_scale(site: Site, scale: Scale | None) -> tuple[PreparedCase, ...]:
@@ -23,14 +51,19 @@ def cases_on_scale(site: Site, scale: Scale | None) -> tuple[PreparedCase, ...]:
         The site's mean landmarks lie too far from the scale: prepared otherwise, or not MRI of heads.
     """
     if scale is not None:
-        far, modality = distance({m: sums.mean for m, sums in _sums(site).items()}, scale)
+        sums = landmark_sums([case.landmarks() for case in site.cases])
+        far, modality = distance({m: told.mean for m, told in sums.items()}, scale)
         if far > MOST_DISTANCE:
-            raise ScaleError(
-                f"intensities: the mean landmarks of {modality} lie {far:.0f} points from the consortium's, "
-                f"{MOST_DISTANCE:.0f} of 100 are allowed; look at its images in the quality report"
-            )
+            raise ScaleError(_too_far(site, far, modality))
     return on_scale(site.cases, scale, workers=site.config.workers)
 
 
-def _sums(site: Site) -> dict[Modality, LandmarkSums]:
-    return landmark_sums([case.landmarks() for case in site.cases])
+def _too_far(site: Site, far: float, modality: Modality | None) -> str:
+    """Return the refusal's words, which travel; without the figure where the site adds noise to its own."""
+    allowed = f"{MOST_DISTANCE:.0f} of 100 are allowed; look at its images in the quality report"
+    if site.config.landmark_epsilon is None:
+        lie = f"lie {far:.0f} points from the consortium's"
+    else:
+        lie = "lie too far from the consortium's"
+        logger.warning("intensities: the mean landmarks of %s lie %.0f points off", modality, far)
+    return f"intensities: the mean landmarks of {modality} {lie}, {allowed}"

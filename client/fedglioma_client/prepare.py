@@ -25,6 +25,7 @@ from fedglioma.data.extractor import AUTO, check_command
 from fedglioma.data.prepare import Prepared, PrepareSettings, prepare_cases
 from fedglioma.errors import DataError
 from fedglioma.newfile import PRIVATE, replacing
+from fedglioma.words import cell
 from fedglioma_client.intake import Unusable, read_site_cohort, secret_of
 from fedglioma_client.quality import describe, write_quality
 from fedglioma_client.quality_page import page_name
@@ -225,4 +226,4 @@ def write_report(report: PrepareReport) -> None:
 
 
 def _rows(outcome: str, listed: Iterable[Listed]) -> list[list[str]]:
-    return [[outcome, *entry.model_dump().values()] for entry in listed]
+    return [[outcome, *map(cell, entry.model_dump().values())] for entry in listed]

@@ -24,6 +24,7 @@ from fedglioma.training.learner import Learner, build_learner, layout_of
 from fedglioma.weights import Forms, Packed, digest_of, pack, unpack
 from fedglioma.wire import StatisticsReply, StatisticsRequest, TrainReply, TrainRequest
 from fedglioma_client.intensities import cases_on_scale, landmarks_of
+from fedglioma_client.linkage import name_shared, tags_of
 from fedglioma_client.norms import OwnNorms
 from fedglioma_client.site import Site, agree
 
@@ -35,6 +36,7 @@ INTENSITY = 0.1
 def statistics_round(request: StatisticsRequest, site: Site) -> StatisticsReply:
     """Return what the site publishes of itself: counts under the small-cell rule and its layout's digest."""
     agree(site.config, request.settings)
+    landmarks = landmarks_of(site, request.settings) if request.landmarks else {}
     counts = count_cases([prepared.case for prepared in site.cases], site.config.small_cell_limit)
     return StatisticsReply(
         site=site.config.site,
@@ -45,8 +47,10 @@ def statistics_round(request: StatisticsRequest, site: Site) -> StatisticsReply:
         modalities=counts.modalities,
         weights=counts.weights,
         small_cell_limit=counts.limit,
-        landmarks=landmarks_of(site, request.settings),
+        landmarks=landmarks,
+        landmark_epsilon=site.config.landmark_epsilon if landmarks else None,
         synthetic=site.synthetic,
+        linkage=tags_of(site, request.settings, counts.cases),
     )
 
 
@@ -75,6 +79,7 @@ def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[Tra
     """
     settings, config = request.settings, site.config
     agree(site.config, settings)
+    name_shared(site, settings, request.shared)
     started = time.perf_counter()
     cases = cases_on_scale(site, request.scale)
     labelled = [prepared for prepared in cases if prepared.case.genotype.known]

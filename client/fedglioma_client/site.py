@@ -15,6 +15,7 @@ from flwr.app import Context
 from fedglioma.config.run import RunConfig
 from fedglioma.config.site import SiteConfig, load_site_config
 from fedglioma.data.cache import Cache
+from fedglioma.data.cache_identity import check_cache
 from fedglioma.data.cohort import consenting, read_cohort
 from fedglioma.data.plan import PLAN_KEY, SitePlan, load_plan, plan_path
 from fedglioma.data.prepare import PrepareSettings, prepare_cases
@@ -87,6 +88,8 @@ def resolve_site(context: Context, settings: RunConfig) -> Site:
     ------
     ConfigError
         The node carries neither, or the run asks a real node to read a simulation plan.
+    IdentityError
+        Something in a real site's cache may say who the patients are.
     """
     place = _place(context)
     if isinstance(place, Path):
@@ -115,5 +118,8 @@ def _real_site(path: Path, common: PrepareSettings, purpose: str) -> Site:
         others = len(read.cases) - len(cohort.cases)
         logger.warning("%d of %d patients did not agree to %s", others, len(read.cases), purpose)
     settings = common.model_copy(update={"brain_extractor": config.brain_extractor})
+    everybody = {case.patient for case in read.cases} | {finding.patient for finding in read.exclusions}
+    check_cache(config.cache, everybody)
     prepared = prepare_cases(cohort.cases, settings, Cache(config.cache), workers=config.workers)
+    check_cache(config.cache, everybody)
     return Site(config, prepared.cases, synthetic=cohort.synthetic)

@@ -29,11 +29,13 @@ from flwr.supernode.nodestate import NodeState
 
 from fedglioma.bundle import build_bundle
 from fedglioma.errors import PolicyError, ProtocolError
+from fedglioma.noise import DELTA
 from fedglioma.wire import (
     FINISHED,
     STATISTICS,
     TRAIN,
     Refusal,
+    StatisticsReply,
     TrainRequest,
     body_of,
     is_refusal,
@@ -137,7 +139,7 @@ class Worker:
             )
             self.journal("refused", **what, reason="given up: the server asked something else meanwhile")
             return
-        self.journal("sent", **what, digests=[number], bytes=size)
+        self.journal("sent", **what, digests=[number], bytes=size, **_spent_by(reply))
         if asked.message_type == FINISHED and reply.has_content() and not is_refusal(reply.content):
             self.finished.set()
 
@@ -210,3 +212,21 @@ def _head_of(message: Message) -> dict[str, str]:
     except ProtocolError:  # answered, and refused, by the app
         return {}
     return {"server_head": head} if head else {}
+
+
+def _spent_by(reply: Message) -> dict[str, float | str]:
+    """Return what an answer spends of its patients' privacy, for this site's own log.
+
+    ``landmarks`` is the digest of the sums: lines with the same one told the same thing and spend once.
+    """
+    if reply.metadata.message_type != STATISTICS or not reply.has_content():
+        return {}
+    try:
+        told = body_of(reply.content, StatisticsReply)
+    except ProtocolError:  # a refusal
+        return {}
+    if told.landmark_epsilon is None:
+        return {}
+    sums = "".join(told.landmarks[modality].model_dump_json() for modality in sorted(told.landmarks))
+    digest = hashlib.sha256(sums.encode()).hexdigest()
+    return {"landmark_epsilon": told.landmark_epsilon, "landmark_delta": DELTA, "landmarks": digest}

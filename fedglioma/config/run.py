@@ -134,6 +134,10 @@ class RunConfig(Frozen):
     purpose: Literal["research", "clinical"] = Field(
         default="research", description="what the model is for; a site's policy may refuse it"
     )
+    find_duplicates: bool = Field(
+        default=False,
+        description="ask whether a patient is at two hospitals, of those that share a linkage key",
+    )
     bootstrap: int = Field(default=1000, ge=100, le=100_000, description="resamples behind every interval")
 
     @model_validator(mode="after")

@@ -18,6 +18,8 @@ from fedglioma.errors import ConfigError, PolicyError
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 SMALL_CELL_LIMIT = 5
 MOST_PROCESSES = 256
+MOST_EPSILON = 100.0
+"""Above it noise would be said to protect what it does not."""
 SERVER_ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):(\d{1,5})")
 
 
@@ -64,11 +66,13 @@ class SiteConfig(Frozen):
     brain_extractor: str = Field(default="auto", min_length=1)
     threads: int = Field(default=0, ge=0, le=MOST_PROCESSES)
     small_cell_limit: int = Field(default=SMALL_CELL_LIMIT, ge=1)
+    landmark_epsilon: float | None = Field(default=None, gt=0, le=MOST_EPSILON)
     server: str | None = None
     ca: Path | None = None
     key: Path | None = None
     insecure: bool = False
     state: Path = Path("state")
+    linkage_key: Path | None = None
     metrics_port: int = Field(default=0, ge=0, le=65535)
     policy: Policy = Policy()
 
@@ -104,7 +108,8 @@ def load_site_config(path: Path) -> SiteConfig:
         raise ConfigError(f"{path}: site: {config.site!r} does not match the file's name; rename one of them")
     base = path.resolve().parent
     state = config.state if "state" in table else config.state / config.site
-    places = {"data": config.data, "cache": config.cache, "state": state, "ca": config.ca, "key": config.key}
+    names = ("data", "cache", "ca", "key", "linkage_key")
+    places = {"state": state} | {name: getattr(config, name) for name in names}
     return config.model_copy(
         update={name: None if place is None else base / place for name, place in places.items()}
     )

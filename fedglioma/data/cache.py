@@ -21,7 +21,7 @@ from typing import IO, Final, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import JsonValue, ValidationError
+from pydantic import Field, JsonValue, ValidationError
 
 from fedglioma.case import CHANNELS, Case, Frozen, Modality
 from fedglioma.data.prepared import PreparedCase, Presence
@@ -62,10 +62,10 @@ class Record(Frozen):
     """How a prepared array came about, and where its voxels lie.
 
     ``affine`` maps the array's voxel index to RAS mm; ``box`` is the part of the reference's whole grid
-    that was kept; ``inputs`` are the digests of the files. ``percentiles`` are those of ``scale.py``, of each
-    modality's values in the brain. ``movements`` has the modalities that were registered; the others
-    shared the reference's grid. ``scale`` is the id of the consortium's scale where it was laid over.
-    ``quality`` is what the images are like.
+    that was kept; ``inputs`` are the digests of the files, ``voxels`` those of what they show, however it
+    is stored. ``percentiles`` are those of ``scale.py``, of each modality's values in the brain.
+    ``movements`` has the modalities that were registered; the others shared the reference's grid. ``scale``
+    is the id of the consortium's scale where it was laid over. ``quality`` is what the images are like.
     """
 
     channels: tuple[Modality, ...] = CHANNELS
@@ -74,6 +74,7 @@ class Record(Frozen):
     affine: tuple[tuple[float, ...], ...]
     box: tuple[tuple[int, int], ...]
     inputs: dict[Modality, str]
+    voxels: dict[Modality, str] = Field(default={})
     settings: dict[str, JsonValue]
     percentiles: dict[Modality, Landmarks]
     reference: Modality
@@ -83,7 +84,7 @@ class Record(Frozen):
     remarks: tuple[Remark, ...] = ()
 
 
-class _Voucher(Frozen):
+class Voucher(Frozen):
     """The JSON file: the record, with checksums of the array's file and of the record itself."""
 
     array_sha256: str
@@ -101,7 +102,8 @@ class Stored:
 
     def as_case(self, case: Case) -> PreparedCase:
         """Return the case that this entry was made for."""
-        return PreparedCase(case, self.array, self.record.present, self.digest, self.record.percentiles)
+        record = self.record
+        return PreparedCase(case, self.array, record.present, self.digest, record.percentiles, record.voxels)
 
     def open(self) -> HalfArray:
         """Return the array as a read-only memory map, shape (4, D, H, W)."""
@@ -134,7 +136,7 @@ class Cache:
             The entry is there and cannot be read.
         """
         try:
-            voucher = _Voucher.model_validate_json(self._path(key, "json").read_bytes())
+            voucher = Voucher.model_validate_json(self._path(key, "json").read_bytes())
             with self._path(key, "npy").open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except FileNotFoundError:
@@ -159,9 +161,15 @@ class Cache:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(key, "npy")
         digest = _write(path, lambda file: np.save(file, np.ascontiguousarray(array), allow_pickle=False))
-        voucher = _Voucher(array_sha256=digest, record_sha256=_checksum(record), record=record)
+        voucher = Voucher(array_sha256=digest, record_sha256=_checksum(record), record=record)
         text = voucher.model_dump_json(indent=1) + "\n"
-        _write(self._path(key, "json"), lambda file: file.write(text.encode()))
+        try:
+            _write(self._path(key, "json"), lambda file: file.write(text.encode()))
+        except BaseException:
+            # Nobody would ever vouch for it, or take it away.
+            if not self._path(key, "json").exists():
+                path.unlink(missing_ok=True)
+            raise
         return Stored(path, digest, record)
 
     def sweep(self) -> None:

@@ -25,11 +25,13 @@ from fedglioma.data.manifest import (
     patient_key,
     read_participants,
 )
+from fedglioma.data.smallfile import read_small
 from fedglioma.data.volume import VolumeError, check_volume
-from fedglioma.errors import DataError
+from fedglioma.errors import DataError, NoUsableCase
 from fedglioma.pseudonym import SECRET_BYTES
 
 DESCRIPTION_NAME: Final = "dataset_description.json"
+_DESCRIPTION_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,10 @@ def is_synthetic(folder: Path) -> bool:
         There is a description, but it cannot be read.
     """
     try:
-        description = json.loads((folder / DESCRIPTION_NAME).read_text(encoding="utf-8"))
+        description = json.loads(read_small(folder / DESCRIPTION_NAME, _DESCRIPTION_BYTES))
     except FileNotFoundError:
         return False
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = f"{DESCRIPTION_NAME}: cannot be read ({type(error).__name__}); taken as absent"
         raise DataError(reason) from error
     return isinstance(description, dict) and description.get("Synthetic") is True
@@ -174,8 +176,8 @@ def _demand_cases(cohort: Cohort) -> None:
         return
     codes = Counter(finding.code for finding in cohort.exclusions)
     counts = ", ".join(f"{count} {code}" for code, count in codes.most_common())
-    first = next((f"; {finding.patient}: {finding.message}" for finding in cohort.exclusions), "")
-    raise DataError(f"{cohort.name}: no usable case is left ({counts or 'none in the table'}){first}")
+    first = next((f"{finding.patient}: {finding.message}" for finding in cohort.exclusions), "")
+    raise NoUsableCase(f"{cohort.name}: no usable case is left ({counts or 'none in the table'})", first)
 
 
 class _Reading:

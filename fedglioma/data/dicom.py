@@ -17,7 +17,7 @@ from fedglioma.data.cache import Remark
 from fedglioma.data.dicom_header import FileHeader, TechnicalHeader, read_header
 from fedglioma.data.dicom_walk import Findings, image_files
 from fedglioma.data.sequence import NO_MAP, Choice, SeriesMap, classify
-from fedglioma.data.volume import MAX_EXTENT_MM, SPACING_MM, Affine, VolumeError
+from fedglioma.data.volume import MAX_EXTENT_MM, MAX_VOXELS, SPACING_MM, Affine, VolumeError
 
 _LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 _PARALLEL: Final = 1e-3
@@ -136,8 +136,8 @@ def stack(headers: Sequence[FileHeader], limits: Limits = WHOLE_HEAD) -> tuple[l
     ------
     VolumeError
         ``several_volumes``, ``mixed_matrix``, ``mixed_orientation``, ``duplicate_slices``,
-        ``missing_slices``, ``sheared``, ``too_few_slices``, ``too_thick``, ``slab``, ``spacing`` or
-        ``extent``.
+        ``missing_slices``, ``sheared``, ``too_few_slices``, ``too_thick``, ``slab``, ``spacing``,
+        ``dimensions`` or ``extent``.
     """
     first = headers[0]
     if len(headers) > 1 and any(len(header.frames) > 1 for header in headers):
@@ -165,6 +165,9 @@ def stack(headers: Sequence[FileHeader], limits: Limits = WHOLE_HEAD) -> tuple[l
     affine[:3, :3] = np.column_stack([across * spacing[0, 1], down * spacing[0, 0], step])
     affine[:3, 3] = positions[order[0]]
     rows, columns = next(iter(sizes))
+    if columns * rows * len(frames) > MAX_VOXELS:
+        reason = f"{columns}x{rows}x{len(frames)} voxels; no head has so many, export the series again"
+        raise VolumeError("dimensions", reason)
     geometry = Geometry((columns, rows, len(frames)), _LPS_TO_RAS @ affine)
     _demand_head(geometry, limits)
     ordered = [frames[index][1] for index in order] if len(headers) > 1 else [first]

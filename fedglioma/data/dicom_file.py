@@ -29,7 +29,8 @@ _MAX_ITEMS: Final = 200_000
 _ITEM: Final = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 
 
-UNCOMPRESSED: Final = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
+IMPLICIT: Final = "1.2.840.10008.1.2"
+UNCOMPRESSED: Final = (IMPLICIT, "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 _COMPRESSED: Final = (
     "1.2.840.10008.1.2.4.50",
     "1.2.840.10008.1.2.4.57",
@@ -83,6 +84,8 @@ _TAGS: Final = {
     "PixelSpacing": (0x00280030, "DS"),
     "BitsAllocated": (0x00280100, "US"),
     "BurnedInAnnotation": (0x00280301, "CS"),
+    "RescaleIntercept": (0x00281052, "DS"),
+    "RescaleSlope": (0x00281053, "DS"),
 }
 _CONTRAST_SEQUENCE: Final = 0x00180012
 _SHARED: Final = 0x52009229

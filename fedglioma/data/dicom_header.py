@@ -4,6 +4,7 @@ What is free text in DICOM is kept as words of a closed list, or not at all, and
 keyed hash before the function that reads it returns. DICOM PS3.3 C.7.6, C.8.3 (MR), C.8.13 (Enhanced MR).
 """
 
+import errno
 import math
 import os
 import re
@@ -14,26 +15,11 @@ from pathlib import Path
 from typing import Final
 
 from fedglioma.case import Frozen
-from fedglioma.data.dicom_file import UNCOMPRESSED, Bounded, Values, parse, transfer_syntax
-from fedglioma.data.volume import VolumeError
+from fedglioma.data.dicom_file import Bounded, Values, parse, transfer_syntax
+from fedglioma.data.dicom_picture import demand_image
+from fedglioma.data.volume import MAX_FILE_BYTES, VolumeError
 from fedglioma.pseudonym import patient_tag
 
-MAX_FRAMES: Final = 4096
-MAX_SIDE: Final = 4096
-MAX_VOLUME_BYTES: Final = 2 << 30
-CLASSIC: Final = "1.2.840.10008.5.1.4.1.1.4"
-ENHANCED: Final = ("1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.4.4")
-_OTHER_CLASSES: Final = {
-    "1.2.840.10008.1.3.10": "a DICOMDIR",
-    "1.2.840.10008.5.1.4.1.1.2": "CT",
-    "1.2.840.10008.5.1.4.1.1.2.1": "CT",
-    "1.2.840.10008.5.1.4.1.1.4.2": "spectroscopy",
-    "1.2.840.10008.5.1.4.1.1.4.3": "a colour MR picture",
-    "1.2.840.10008.5.1.4.1.1.7": "a secondary capture",
-    "1.2.840.10008.5.1.4.1.1.128": "PET",
-    "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
-    "1.2.840.10008.5.1.4.1.1.481.3": "contours",
-}
 _VENDORS: Final = (
     ("siemens", "Siemens"), ("philips", "Philips"), ("ge med", "GE"), ("general electric", "GE"),
     ("canon", "Canon"), ("toshiba", "Toshiba"), ("hitachi", "Hitachi"), ("fujifilm", "Hitachi"),
@@ -123,7 +109,8 @@ def read_header(path: Path, secret: bytes) -> FileHeader:
     ------
     VolumeError
         ``not_dicom``, ``transfer_syntax``, ``sop_class``, ``burned_in``, ``dtype``, ``dimensions``,
-        ``truncated``, ``header``, ``geometry``, ``header_too_large`` or ``unreadable``.
+        ``truncated``, ``header``, ``geometry``, ``header_too_large``, ``too_large``, ``not_a_file`` or
+        ``unreadable``.
     """
     try:
         # Without waiting, so that a pipe of that name cannot stop the pass.
@@ -131,14 +118,16 @@ def read_header(path: Path, secret: bytes) -> FileHeader:
         with os.fdopen(handle, "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise VolumeError("not_a_file", "a device or a pipe where a file is expected; remove it")
+                raise _not_a_file()
+            if status.st_size > MAX_FILE_BYTES:
+                raise VolumeError("too_large", "the file is larger than a head's; export the series again")
             syntax = transfer_syntax(file.read(4096))
             bounded = Bounded(file)
             values = Values(parse(bounded))
-            _demand_image(values)
-            rows, columns, frames, needed = _matrix(values)
-            _demand_pixels(bounded, status.st_size, needed if syntax in UNCOMPRESSED else None)
+            matrix = demand_image(values, bounded, status.st_size, syntax)
     except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise _not_a_file() from None
         reason = f"cannot be read ({error.strerror or type(error).__name__}); check the file's permissions"
         raise VolumeError("unreadable", reason) from None
     return FileHeader(
@@ -150,64 +139,17 @@ def read_header(path: Path, secret: bytes) -> FileHeader:
             values.text("ProtocolName"),
             tuple(w.upper() for w in (*values.words("ImageType"), *values.words("FrameType"))),
         ),
-        technical=_technical(values, multi_frame=frames is not None),
-        frames=_frames(values, frames),
-        columns=columns,
-        rows=rows,
+        technical=_technical(values, multi_frame=matrix.frames is not None),
+        frames=_frames(values, matrix.frames),
+        columns=matrix.columns,
+        rows=matrix.rows,
         number=int(values.number("SeriesNumber") or 0),
         acquired=values.text("AcquisitionDate")[:8] + values.text("AcquisitionTime")[:13],
     )
 
 
-def _demand_image(values: Values) -> None:
-    """Raise ``VolumeError`` for what is not an MR image in grey values."""
-    sop, modality = values.text("SOPClassUID"), values.text("Modality").upper()
-    if sop not in (CLASSIC, *ENHANCED):
-        what = _OTHER_CLASSES.get(sop, "another kind of object")
-        raise VolumeError("sop_class", f"{what}, not an MR image; nothing to do")
-    if modality != "MR":
-        what = modality if modality in ("CT", "PT", "OT", "SC", "US", "CR", "DX") else "something else"
-        raise VolumeError("sop_class", f"the header calls it {what}, not MR; nothing to do unless it is MR")
-    if values.text("BurnedInAnnotation").upper() == "YES":
-        raise VolumeError("burned_in", "text is burned into the picture; export the original series")
-    colours = values.number("SamplesPerPixel")
-    if colours != 1 or values.text("PhotometricInterpretation").upper() != "MONOCHROME2":
-        raise VolumeError(
-            "dtype", "voxels are colours or inverted, not grey values; export the original series"
-        )
-    if not values.text("SeriesInstanceUID"):
-        raise VolumeError("header", "the file belongs to no series; export the series again")
-
-
-def _matrix(values: Values) -> tuple[int, int, int | None, int]:
-    """Return rows, columns, frames (None for a classic file) and the bytes of uncompressed pixels."""
-    rows, columns = values.number("Rows") or 0, values.number("Columns") or 0
-    bits = values.number("BitsAllocated") or 0
-    frames = values.number("NumberOfFrames")
-    multi_frame = values.text("SOPClassUID") in ENHANCED
-    count = frames if frames is not None else 1.0
-    if not (16 <= rows <= MAX_SIDE and 16 <= columns <= MAX_SIDE) or not 1 <= count <= MAX_FRAMES:
-        raise VolumeError("dimensions", "the header's matrix is no head's; export the series again")
-    if bits not in (8, 16, 32):
-        raise VolumeError("dtype", "voxels are not of 8, 16 or 32 bits; export the series again")
-    if not multi_frame and count > 1:
-        raise VolumeError("dimensions", "several frames in a classic MR file; export the series again")
-    needed = int(rows) * int(columns) * int(count) * int(bits) // 8
-    if needed > MAX_VOLUME_BYTES:
-        raise VolumeError("dimensions", "the header claims more voxels than a head has; export it again")
-    return int(rows), int(columns), int(count) if multi_frame else None, needed
-
-
-def _demand_pixels(bounded: Bounded, size: int, needed: int | None) -> None:
-    """Raise ``VolumeError`` unless pixels follow, as many as ``needed`` or, where None, in a coded stream."""
-    start = bounded.tell()
-    head = bounded.read(12)
-    if head[:4] not in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10") or size - start - 8 < (needed or 1):
-        raise VolumeError("truncated", "the file ends before its pixels do; copy the file again")
-    coded = head[4:6] in (b"OB", b"OW") and head[8:12] == b"\xff\xff\xff\xff"
-    if coded != (needed is None):
-        reason = "the pixels are not coded as the transfer syntax says; export the series again, uncompressed"
-        raise VolumeError("transfer_syntax", reason)
+def _not_a_file() -> VolumeError:
+    return VolumeError("not_a_file", "a device or a pipe where a file is expected; remove it")
 
 
 def _frames(values: Values, count: int | None) -> tuple[Frame, ...]:

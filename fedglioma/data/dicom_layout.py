@@ -9,7 +9,8 @@ from fedglioma.data.dicom_walk import Findings, image_files
 from fedglioma.data.layout import Found, Layout, PatientFiles, find_patients, patient_folders
 from fedglioma.data.sequence import read_series_map
 from fedglioma.data.volume import VolumeError
-from fedglioma.errors import DataError
+from fedglioma.errors import DataError, NoUsableCase
+from fedglioma.words import one_line
 
 NAME: Final = "dicom"
 MAP_NAME: Final = "series_map.csv"
@@ -58,7 +59,7 @@ def _dicom(folder: Path, secret: bytes) -> Found:
         doubts[place].append((remark.code, remark.message))
     patients = [_files(one, doubts[one.folder]) for one in seen] + unread
     if not any(files.found for files in patients):
-        raise DataError(f"{folder.name}: no series of DICOM in it can be used; {_first_reason(patients)}")
+        raise NoUsableCase(f"{folder.name}: no series of DICOM in it can be used", _first_reason(patients))
     return Found(LAYOUT, tuple(sorted(patients, key=lambda files: files.folder)))
 
 
@@ -78,7 +79,7 @@ def _files(patient: PatientSeries, doubts: list[tuple[str, str]]) -> PatientFile
 
 
 def _first_reason(patients: list[PatientFiles]) -> str:
-    reasons = (f"{files.folder}: {files.remarks[0][1]}" for files in patients if files.remarks)
+    reasons = (one_line(f"{files.folder}: {files.remarks[0][1]}") for files in patients if files.remarks)
     return next(reasons, "none is there")
 
 
@@ -96,6 +97,8 @@ def _holds_dicom(folder: Path) -> bool:
 
 def _is_dicom(path: Path) -> bool:
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:

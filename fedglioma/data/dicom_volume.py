@@ -5,8 +5,10 @@ where it wrote something else than was asked for, so every output is checked. Wh
 SimpleITK reads the sorted list. No word of either is passed on: they quote names and times.
 """
 
+import errno
 import hashlib
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -25,6 +27,7 @@ from fedglioma.data.volume import FloatArray, Volume, VolumeError, content_diges
 PROGRAM: Final = Path(dcm2niix.bin)
 _TIME_S: Final = 300.0
 _MEMORY_KIB: Final = 8 << 20
+_LEAST_FREE_BYTES: Final = 1 << 20
 _OPTIONS: Final = [
     "-g",
     "i",
@@ -75,6 +78,8 @@ def read_files(files: Sequence[Path], digest: str | None = None) -> Volume:
     VolumeError
         As ``read_header``, ``stack`` and ``decode_volume``; ``changed`` when the files are not those of
         ``digest``; ``conversion`` when no volume, or another than the headers describe, comes out.
+    OSError
+        The folder for temporary files is full.
     """
     ordered, geometry = stack([read_header(path, _NO_SECRET) for path in files], _ANY)
     paths = [header.path for header in ordered]
@@ -109,6 +114,9 @@ def _by_dcm2niix(paths: Sequence[Path]) -> Volume:
         except subprocess.TimeoutExpired:
             raise _failed(f"no end after {_TIME_S:.0f} s") from None
         volumes = sorted(made.iterdir())
+        if ended.returncode and shutil.disk_usage(made).free < _LEAST_FREE_BYTES:
+            # The converter says the same of a full disk and of a bad file; only one is the series' fault.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), tempfile.gettempdir())
         if ended.returncode or len(volumes) != 1 or volumes[0].suffix != ".nii":
             raise _failed(f"{len(volumes)} volumes came out")
         return decode_volume(read_bytes(volumes[0]), compressed=False)

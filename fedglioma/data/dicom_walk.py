@@ -7,6 +7,7 @@ from typing import Final
 
 from fedglioma.data.cache import Remark
 from fedglioma.data.volume import VolumeError
+from fedglioma.words import quoted
 
 MAX_FILES: Final = 100_000
 MAX_DEPTH: Final = 16
@@ -35,11 +36,10 @@ class Findings:
 
 
 def place_of(paths: Sequence[Path], root: Path) -> str:
-    """Return where files are, inside the patient's folder, in one printable line."""
+    """Return where files are, inside the patient's folder, as findings quote it."""
     first = min(paths)
     inner = first.relative_to(root) if first.is_relative_to(root) else Path(first.name)
-    name = os.fsencode(inner).decode("utf-8", "replace")
-    shown = "".join(sign if sign.isprintable() else "?" for sign in name)[:120]
+    shown = quoted(os.fsencode(inner).decode("utf-8", "replace"))
     return shown if len(paths) == 1 else f"{shown} and {len(paths) - 1} more"
 
 

@@ -12,8 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
+from pydantic import Field
+
 from fedglioma.case import CLASS_TITLES, GENE_TITLES, GENES, UNKNOWN, Finding, Frozen, Gene, Genotype, Outcome
+from fedglioma.data.smallfile import read_small
 from fedglioma.errors import DataError
+from fedglioma.pseudonym import plain_id
+from fedglioma.words import quoted
 
 T = TypeVar("T")
 
@@ -33,6 +38,8 @@ _GRADES = {"2": 2, "ii": 2, "3": 3, "iii": 3, "4": 4, "iv": 4}
 _SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", re.ASCII)
 _MAX_WORD = 64
+_TABLE_BYTES: Final = 64 << 20
+_LEAST_NUMBER = 6
 _MAX_DAYS = 36525.0
 
 
@@ -49,6 +56,7 @@ class Participant(Frozen):
     scanner: str | None = None
     field_strength_t: float | None = None
     purpose: str | None = None
+    linkage_id: str | None = Field(default=None, exclude=True, repr=False)
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,7 @@ def read_participants(path: Path, *, site: str | None = None) -> Table:
         if gene.value not in columns
     ]
     seen: dict[str, int] = {}
+    people: dict[str, int] = {}
     withheld: set[str] = set()
     for number, line in lines:
         row = _Row(number, columns, line, default_site)
@@ -114,6 +123,8 @@ def read_participants(path: Path, *, site: str | None = None) -> Table:
                 "duplicate", f"the patient is in row {first} too; one row per patient, only the first counts"
             )
             participant = None
+        elif participant is not None and participant.linkage_id is not None:
+            row.compare_person(people, participant.linkage_id)
         exclusions += row.exclusions
         warnings += row.warnings
         # A refusal counts from whichever row it stands in.
@@ -128,7 +139,7 @@ def _read_table(path: Path) -> tuple[tuple[str, ...], list[tuple[int, list[str]]
     """Return the column names and the numbered rows, not yet looked into."""
     place = f"{path.parent.name}/{path.name}"
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_small(path, _TABLE_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(
             f"{place}: not found; a cohort needs this table, with at least the column {ID_COLUMN}"
@@ -187,7 +198,13 @@ class _Row:
             scanner=self._soft("scanner", _word),
             field_strength_t=self._soft("field_strength_t", _tesla),
             purpose=purpose,
+            linkage_id=self._linkage_id(),
         )
+
+    def compare_person(self, people: dict[str, int], number: str) -> None:
+        """Warn where an earlier row has the same person's number; the number itself is never told."""
+        if (first := people.setdefault(plain_id(number), self.number)) != self.number:
+            self.warn("same_person", f"linkage_id is that of row {first}: one person under two ids; kept")
 
     def exclude(self, code: str, reason: str) -> None:
         self.exclusions.append(self._finding(code, reason))
@@ -246,6 +263,16 @@ class _Row:
             self.exclude("consent", "purpose is 'none': the patient's data may not be used")
         return purpose
 
+    def _linkage_id(self) -> str | None:
+        text = self.cells.get("linkage_id", "")
+        if text.lower() in _UNKNOWN_WORDS or not plain_id(text):
+            return None
+        if _LEAST_NUMBER <= len(text) <= _MAX_WORD and text.isprintable():
+            return text
+        allowed = f"{_LEAST_NUMBER} to {_MAX_WORD} printable characters"
+        self.warn("linkage_id", f"linkage_id is not a number of {allowed}; taken as unknown")
+        return None
+
     def _outcome(self) -> Outcome | None:
         days = self._soft("os_days", _days, code="outcome")
         event = self._soft("os_event", _event, code="outcome")
@@ -277,7 +304,7 @@ class _Row:
 
 
 def _shown(text: str) -> str:
-    return repr(text if len(text) <= _MAX_WORD else text[:_MAX_WORD] + "...")
+    return quoted(text, _MAX_WORD)
 
 
 def _is_name(text: str) -> bool:

@@ -32,16 +32,16 @@ from fedglioma.data.pool import map_cases
 from fedglioma.data.prepared import PreparedCase, Presence
 from fedglioma.data.quality import Region, Sampled, judge, measure
 from fedglioma.data.register import Movement, register
-from fedglioma.data.source import Source
+from fedglioma.data.source import Source, voxel_digest
 from fedglioma.data.volume import (
     FloatArray,
     Volume,
     VolumeError,
 )
-from fedglioma.errors import DataError
+from fedglioma.errors import NoUsableCase
 from fedglioma.scale import Landmarks
 
-PIPELINE_VERSION: Final = 3
+PIPELINE_VERSION: Final = 4
 """Raised whenever the same input would give other voxels or another record: it is part of every key."""
 
 MIN_COVERAGE: Final = 0.9
@@ -109,7 +109,7 @@ def prepare_cases(
 
     Raises
     ------
-    DataError
+    NoUsableCase
         Cases were given and none of them can be used.
     OSError
         The cache cannot be written; what was finished is kept.
@@ -272,6 +272,7 @@ def prepare_volumes(
         affine=tuple(tuple(row) for row in affine.tolist()),
         box=box,
         inputs=dict(inputs),
+        voxels={m: voxel_digest(volume) for m, volume in volumes.items()},
         settings=settings.model_dump(mode="json"),
         percentiles=percentiles,
         reference=reference,
@@ -331,7 +332,7 @@ def _doubts_of_files(inputs: Mapping[Modality, str], *, unmoved: bool) -> list[R
 
 
 def _sorted_out(cases: Sequence[Case], settled: Sequence[Stored | VolumeError]) -> Prepared:
-    """Return each case as prepared or excluded; raises ``DataError`` when none is left."""
+    """Return each case as prepared or excluded; raises ``NoUsableCase`` when none is left."""
     prepared: list[PreparedCase] = []
     records: list[Record] = []
     exclusions: list[Finding] = []
@@ -349,8 +350,8 @@ def _sorted_out(cases: Sequence[Case], settled: Sequence[Stored | VolumeError]) 
         records.append(outcome.record)
     if cases and not prepared:
         first = exclusions[0]
-        raise DataError(
-            f"none of {len(cases)} cases can be prepared; the first, {first.patient}: {first.message}"
+        raise NoUsableCase(
+            f"none of {len(cases)} cases can be prepared", f"the first, {first.patient}: {first.message}"
         )
     return Prepared(tuple(prepared), tuple(exclusions), tuple(warnings), tuple(records))
 

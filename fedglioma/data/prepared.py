@@ -1,7 +1,7 @@
 """A prepared case: what training and evaluation read, known without what makes it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedglioma.case import Case, Modality
@@ -16,7 +16,8 @@ class PreparedCase:
     """A case with its array on disk: float16, shape (4, D, H, W), channels as in ``CHANNELS``.
 
     ``digest`` is the SHA-256 of the array's file; ``percentiles`` are those of ``scale.py``, of each
-    modality's values in the brain before any common scale.
+    modality's values in the brain before any common scale; ``voxels`` are digests of the images as they
+    were given (``source.voxel_digest``).
     """
 
     case: Case
@@ -24,6 +25,7 @@ class PreparedCase:
     present: Presence
     digest: str
     percentiles: Mapping[Modality, Landmarks]
+    voxels: Mapping[Modality, str] = field(default_factory=dict)
 
     def landmarks(self) -> dict[Modality, Inner]:
         """Return the inner landmarks of each modality."""

@@ -20,6 +20,7 @@ from typing import Final
 
 from fedglioma.case import Frozen, Modality
 from fedglioma.data.dicom_header import SeriesText, TechnicalHeader
+from fedglioma.data.smallfile import read_small
 from fedglioma.errors import ConfigError
 
 MIN_CONFIDENCE: Final = 0.6
@@ -109,14 +110,13 @@ def read_series_map(path: Path) -> SeriesMap:
         It cannot be read, or a row has no pattern or an unknown modality.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(_MAP_BYTES + 1)
-        if len(content) > _MAP_BYTES:
-            raise ConfigError(f"{path.name}: larger than 1 MiB; is this the right file?")
+        content = read_small(path, _MAP_BYTES)
         rows = list(csv.reader(content.decode("utf-8-sig").splitlines()))
     except FileNotFoundError:
         return NO_MAP
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise ConfigError(f"{path.name}: {error.strerror}; is this the right file?") from None
+    except (UnicodeDecodeError, csv.Error) as error:
         reason = f"{path.name}: cannot be read as CSV in UTF-8 ({type(error).__name__}); save it again"
         raise ConfigError(reason) from None
     if not rows or [cell.strip().lower() for cell in rows[0]] != ["description", "modality"]:

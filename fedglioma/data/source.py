@@ -4,6 +4,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from fedglioma.case import Case, Modality
 from fedglioma.data.dicom_volume import files_digest, read_files
 from fedglioma.data.harmonize import to_ras
@@ -15,6 +17,18 @@ from fedglioma.data.volume import (
     is_compressed,
     read_bytes,
 )
+from fedglioma.words import quoted
+
+
+def voxel_digest(volume: Volume) -> str:
+    """Return the SHA-256 of a volume's shape and values in hex.
+
+    In RAS order it does not depend on the file: not on compression, header, order of axes or number type.
+    """
+    values = np.ascontiguousarray(volume.array, dtype="<f4")
+    state = hashlib.sha256(repr(tuple(values.shape)).encode())
+    state.update((values + np.float32(0)).data)  # -0.0 becomes 0.0: they are one value
+    return state.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -35,7 +49,7 @@ class Source:
     def name(self) -> str:
         """The file's name, or the first one's and how many there are."""
         first = self.files[0].name
-        return f"{first} and {len(self.files) - 1} more" if self.dicom else first
+        return f"{quoted(first)} and {len(self.files) - 1} more" if self.dicom else first
 
     def digest(self) -> str:
         """Return the SHA-256 of the content; raises ``VolumeError`` when it cannot be read."""

@@ -6,8 +6,8 @@ short name that a report can count.
 """
 
 import errno
-import gzip
 import hashlib
+import math
 import stat
 import zlib
 from collections.abc import Iterator
@@ -31,7 +31,13 @@ Mask = npt.NDArray[np.bool_]
 SPACING_MM: Final = (0.2, 12.0)
 MAX_EXTENT_MM: Final = 600.0
 MIN_AXIS: Final = 4
+MAX_VOXELS: Final = 1 << 28
+"""The finest whole head, at 0.4 mm, has half as many."""
+MAX_FILE_BYTES: Final = 3 << 30
+"""More than ``MAX_VOXELS`` need in any type of number."""
 _START_BYTES: Final = 1 << 16
+_BEYOND_BYTES: Final = 1 << 20
+_FIRST_VOXEL_BYTES: Final = 64 << 20
 _MAX_SHEAR: Final = 1e-3
 _MAX_CONFLICT_MM: Final = 1.0
 _GZIP = b"\x1f\x8b"
@@ -102,8 +108,10 @@ def read_bytes(path: Path) -> bytes:
 
 def content_digest(path: Path) -> str:
     """Return the SHA-256 of a file's content in hex; raises ``VolumeError`` when it cannot be read."""
-    with _told_in_words(), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with _told_in_words():
+        _regular_size(path)
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_volume(path: Path) -> Volume:
@@ -119,8 +127,8 @@ def read_volume(path: Path) -> Volume:
 
 def decode_volume(content: bytes, *, compressed: bool) -> Volume:
     """Return the volume that a NIfTI file's bytes stand for; raises as ``read_volume``."""
-    data = _inflate(content) if compressed else content
-    header = _Header.parse(data)
+    header = _Header.parse(_inflate_start(content[:_START_BYTES]) if compressed else content)
+    data = _inflate(content, header.needed + _BEYOND_BYTES) if compressed else content
     header.demand(len(data))
     stored = np.frombuffer(data, header.dtype, count=header.voxels, offset=header.offset)
     array = header.scale(stored).reshape(header.shape, order="F")  # (X, Y, Z)
@@ -164,6 +172,8 @@ class _Header:
             )
         shape = _shape(raw)
         affine = _affine(raw, shape)
+        if offset > _FIRST_VOXEL_BYTES:
+            raise VolumeError("header", f"the voxels start at byte {offset:.3g}; convert the series again")
         # Some writers leave the offset at 0; a single file's voxels never start before this.
         first = 4 + raw.sizeof_hdr
         return cls(shape, affine, dtype, max(offset, first), slope, intercept)
@@ -173,12 +183,16 @@ class _Header:
         x, y, z = self.shape
         return x * y * z
 
+    @property
+    def needed(self) -> int:
+        """Bytes from the file's start to the last voxel's end."""
+        return self.offset + self.voxels * self.dtype.itemsize
+
     def demand(self, size: int) -> None:
         """Raise ``VolumeError`` when fewer bytes are there than the voxels need."""
-        needed = self.offset + self.voxels * self.dtype.itemsize
-        if size < needed:
+        if size < self.needed:
             raise VolumeError(
-                "truncated", f"{size} bytes where the header asks for {needed}; copy the file again"
+                "truncated", f"{size} bytes where the header asks for {self.needed}; copy the file again"
             )
 
     def scale(self, stored: npt.NDArray[Any]) -> FloatArray:
@@ -210,6 +224,10 @@ def _shape(raw: Any) -> tuple[int, int, int]:
         raise VolumeError("dimensions", f"{len(axes)}-D of {_times(axes)}; give one 3-D volume per modality")
     if min(axes[:3]) < MIN_AXIS:
         raise VolumeError("dimensions", f"{_times(axes)} voxels; every axis needs at least {MIN_AXIS}")
+    if math.prod(axes) > MAX_VOXELS:
+        raise VolumeError(
+            "dimensions", f"{_times(axes)} voxels; no head has so many, convert the series again"
+        )
     return (axes[0], axes[1], axes[2])
 
 
@@ -262,19 +280,38 @@ def _regular_size(path: Path) -> int:
         raise VolumeError("not_a_file", "a folder or a device where a file is expected; put the file there")
     if status.st_size == 0:
         raise VolumeError("empty", "0 bytes; copy the file again")
+    if status.st_size > MAX_FILE_BYTES:
+        most = f"{MAX_FILE_BYTES >> 30} GiB"
+        raise VolumeError(
+            "too_large", f"{status.st_size / 2**30:.1f} GiB; one head's file has at most {most}"
+        )
     return status.st_size
 
 
-def _inflate(content: bytes) -> bytes:
-    if not content.startswith(_GZIP):
-        raise _not_gzip(content)
-    try:
-        return gzip.decompress(content)
-    except EOFError:
-        reason = "the gzip stream ends too early; copy the file again"
-        raise VolumeError("truncated", reason) from None
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise VolumeError("damaged", f"the gzip stream is damaged ({error}); copy the file again") from None
+def _inflate(content: bytes, most: int) -> bytearray:
+    """Return what a gzip stream of one member or several unpacks to; raises before it is over ``most``."""
+    data, place = bytearray(), 0
+    view = memoryview(content)
+    while place < len(content):
+        gap = bytes(view[place : place + _START_BYTES])
+        zeros = len(gap) - len(gap.lstrip(b"\0"))  # some writers fill up the last block
+        place += zeros
+        if zeros == len(gap):
+            continue
+        member = zlib.decompressobj(wbits=31)
+        while not member.eof:
+            piece = view[place : place + _START_BYTES]
+            if not piece:
+                raise VolumeError("truncated", "the gzip stream ends too early; copy the file again")
+            try:
+                data += member.decompress(piece, most + 1 - len(data))
+            except zlib.error as error:
+                raise _damaged(error) from None
+            if len(data) > most:
+                reason = "it unpacks to far more than its header describes; convert the series again"
+                raise VolumeError("too_large", reason)
+            place += len(piece) - len(member.unused_data)
+    return data
 
 
 def _inflate_start(start: bytes) -> bytes:
@@ -284,7 +321,11 @@ def _inflate_start(start: bytes) -> bytes:
     try:
         return zlib.decompressobj(wbits=31).decompress(start, _START_BYTES)
     except zlib.error as error:
-        raise VolumeError("damaged", f"the gzip stream is damaged ({error}); copy the file again") from None
+        raise _damaged(error) from None
+
+
+def _damaged(error: zlib.error) -> VolumeError:
+    return VolumeError("damaged", f"the gzip stream is damaged ({error}); copy the file again")
 
 
 def _not_gzip(start: bytes) -> VolumeError:

@@ -15,13 +15,14 @@ from flwr.serverapp import Grid
 from fedglioma.case import Gene
 from fedglioma.counts import global_counts
 from fedglioma.machine import return_free_memory
-from fedglioma.scale import Scale, fit_scale
+from fedglioma.scale import Scale
 from fedglioma.training.learner import Learner, initial_learner, layout_of
 from fedglioma.weights import FlatArrays, pack, to_record
 from fedglioma.wire import StatisticsReply
 from fedglioma_server.checkpoint import Checkpoints
 from fedglioma_server.coordinator import Coordinator
 from fedglioma_server.heldout import HeldOut
+from fedglioma_server.intensities import Agreed, agree_on_scale, words_of
 from fedglioma_server.records import RoundRecord, write_rounds
 from fedglioma_server.roll import Roll, site_data
 from fedglioma_server.runfolder import RunFolder
@@ -53,7 +54,7 @@ def run_federation(grid: Grid, coordinator: Coordinator, finished: Finished = la
         torch.set_num_threads(coordinator.threads)
     roll = Roll(grid, coordinator)
     roll.call()
-    counts, scale = _record_sites(folder, roll.nodes)
+    counts, scale = _record_sites(coordinator, roll.nodes)
     learner = initial_learner(settings, counts)
     layout = layout_of(settings)
     checkpoints = Checkpoints(folder.checkpoints, layout)
@@ -73,6 +74,7 @@ def run_federation(grid: Grid, coordinator: Coordinator, finished: Finished = la
         spool=Spool(folder.work / "updates", folder.updates if settings.keep_updates else None),
         run=folder.key(),
         scale=scale,
+        shared=roll.shared,
         done=done,
         usable=coordinator.usable,
     )
@@ -119,15 +121,20 @@ def _between(initial: ArrayRecord, roll: Roll) -> None:
 
 
 def _record_sites(
-    folder: RunFolder, nodes: dict[int, StatisticsReply]
+    coordinator: Coordinator, nodes: dict[int, StatisticsReply]
 ) -> tuple[dict[Gene, tuple[float, float]], Scale | None]:
     """Return class counts and intensity scale of the run: those it was started with, where it is resumed."""
-    replies = list(nodes.values())
+    folder, replies = coordinator.folder, list(nodes.values())
     kept = folder.read()
     counts = kept.class_counts or global_counts([(reply.labels, reply.small_cell_limit) for reply in replies])
-    scale = kept.scale
+    scale, doubts = kept.scale, kept.scale_doubts
     if scale is None and kept.settings.common_scale:
-        scale = fit_scale([reply.landmarks for reply in replies])
+        agreed = agree_on_scale(
+            {reply.site: reply.landmarks for reply in replies},
+            {reply.site: reply.landmark_epsilon for reply in replies},
+        )
+        scale, doubts = agreed.scale, list(agreed.doubts)
+        _tell_of_scale(coordinator, agreed)
     suppressed = sum(
         cell is None for reply in replies for cells in reply.labels.values() for cell in cells[:2]
     )
@@ -135,11 +142,21 @@ def _record_sites(
         sites={reply.site: site_data(reply) for reply in replies},
         class_counts=counts,
         scale=scale,
+        scale_id=None if scale is None else scale.id,
+        scale_doubts=doubts,
         suppressed_cells=suppressed,
         synthetic=kept.synthetic or any(reply.synthetic for reply in replies),
         status="running",
     )
     return counts, scale
+
+
+def _tell_of_scale(coordinator: Coordinator, agreed: Agreed) -> None:
+    logger.info("intensity scale %s of %d sites", agreed.scale.id[:12], max(agreed.scale.sites.values()))
+    for doubt in agreed.doubts:
+        logger.warning("%s: %s", " and ".join(doubt.sites), words_of(doubt))
+        if doubt.kind == "left_out":
+            coordinator.audit("excluded", site=doubt.sites[0], round=0, reason=words_of(doubt))
 
 
 def _resume(

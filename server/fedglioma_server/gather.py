@@ -17,6 +17,7 @@ from fedglioma.case import Case, Finding
 from fedglioma.config.site import SMALL_CELL_LIMIT, SiteConfig, load_site_config, site_name
 from fedglioma.data.cohort import Cohort, consenting, merge_cohorts, person_key, read_cohort
 from fedglioma.errors import ConfigError, DataError
+from fedglioma.words import cell, without_quoted
 from fedglioma_server.device import usable_device
 from fedglioma_server.records import DataIssue, write_text
 
@@ -246,10 +247,12 @@ def summarise(
 def without_ids(finding: Finding, others: Iterable[str]) -> str:
     """Return a finding's words with every patient's id replaced, in whatever case it is spelled.
 
+    Names of files and texts of the table, which may hold anything, are left out.
+
     A number of up to three digits is taken for another patient's id only after the word ``patient`` or
     ``as``: elsewhere it is far more often a row, a size or a label.
     """
-    words = _replaced(finding.message, [finding.patient], "the case")
+    words = _replaced(without_quoted(finding.message), [finding.patient], "the case")
     numbers = {name for name in others if name.isdecimal() and len(name) <= 3}
     words = _replaced(words, {*others} - numbers, "another case")
     return re.sub(r"\b(patient|as) (\d{1,3})\b", r"\1 another case", words) if numbers else words
@@ -269,8 +272,7 @@ def write_findings(path: Path, exclusions: Sequence[Finding], warnings: Sequence
     writer.writerow(["kind", "site", "patient", "stage", "code", "message"])
     for kind, findings in (("excluded", exclusions), ("warning", warnings)):
         for finding in findings:
-            writer.writerow(
-                [kind, finding.site, finding.patient, finding.stage, finding.code, finding.message]
-            )
+            told = (finding.site, finding.patient, finding.stage, finding.code, finding.message)
+            writer.writerow([kind, *map(cell, told)])
     write_text(path, text.getvalue())
     path.chmod(0o600)

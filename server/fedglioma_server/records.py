@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedglioma.case import Gene
+from fedglioma.case import Gene, Modality
 from fedglioma.config.run import RunConfig
 from fedglioma.errors import ConfigError
 from fedglioma.newfile import replacing
@@ -38,6 +38,9 @@ class SiteData(Record):
     )
     modalities: dict[str, int | None] = Field(description="per modality subset: training cases")
     small_cell_limit: int
+    landmark_epsilon: float | None = Field(
+        default=None, description="of the noise on what it said of its intensities; None: no noise"
+    )
 
 
 class SplitCount(Record):
@@ -56,6 +59,33 @@ class DataIssue(Record):
     code: str
     cases: int
     explanation: str
+
+
+class ScaleDoubt(Record):
+    """A site that was left out of the intensity scale, or two that lay too far apart when it was fitted."""
+
+    kind: Literal["left_out", "apart"]
+    sites: list[str]
+    modality: Modality
+    distance: float = Field(description="points of 100: from the sites' median, or between the two")
+
+
+class SharedPatients(Record):
+    """Two sites that seem to hold the same patients.
+
+    ``at_least`` counts them from below, down to a multiple of the limit; None: some, but fewer than it.
+    """
+
+    sites: tuple[str, str]
+    at_least: int | None
+    small_cell_limit: int
+
+
+class Linkage(Record):
+    """What came of the search for patients who are at two sites."""
+
+    compared: list[str] = Field(description="sites that sent tags")
+    pairs: list[SharedPatients] = []
 
 
 class RunRecord(Record):
@@ -84,6 +114,11 @@ class RunRecord(Record):
     suppressed_cells: int = 0
     scale: Scale | None = Field(
         default=None, description="the consortium's intensities; None: each case on its own scale"
+    )
+    scale_id: str | None = Field(default=None, description="sha256 over the scale's landmarks")
+    scale_doubts: list[ScaleDoubt] = []
+    linkage: Linkage | None = Field(
+        default=None, description="patients at two sites; None: the run did not look for them"
     )
     issues: list[DataIssue] = []
 

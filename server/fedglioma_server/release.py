@@ -64,6 +64,7 @@ def model_config(
         "channels": [modality.value for modality in CHANNELS],
         "genes": [gene.value for gene in GENES],
         "scale": None if record.scale is None else record.scale.model_dump(mode="json"),
+        "scale_id": record.scale_id,
         "class_counts": {gene.value: list(counts) for gene, counts in record.class_counts.items()},
         "layout": layout.digest,
         "digest": digest_of(arrays),
@@ -76,7 +77,7 @@ def write_model(
 ) -> None:
     """Write ``model.safetensors`` and ``config.json``."""
     config = model_config(record, chosen, arrays, layout)
-    metadata = {"layout": layout.digest, "digest": config["digest"]}
+    metadata = {"layout": layout.digest, "digest": config["digest"], "scale": record.scale_id or "none"}
     write_safetensors(folder / "model.safetensors", layout.named(arrays), metadata)
     write_json(folder / "config.json", config)
 
@@ -102,6 +103,7 @@ def load_model(folder: Path) -> Released:
         settings = RunConfig.from_mapping(config["settings"], str(folder / "config.json"))
         counts = {Gene(name): (float(a), float(b)) for name, (a, b) in config["class_counts"].items()}
         scale = None if config["scale"] is None else Scale.model_validate(config["scale"])
+        scale_id = config["scale_id"]
         channels, genes = config["channels"], config["genes"]
         recorded = config["layout"], config["digest"]
         learner = build_learner(settings, counts)
@@ -115,6 +117,8 @@ def load_model(folder: Path) -> Released:
         raise ProtocolError(
             f"{folder}: made for channels {channels} and genes {genes}, which this version does not use"
         )
+    if (None if scale is None else scale.id) != scale_id:
+        raise ProtocolError(f"{folder}: the intensity scale in config.json is not the one of its scale_id")
     layout = Layout.of(learner.model, learner.loss, whole=True)
     if layout.digest != recorded[0]:
         raise ProtocolError(f"{folder}: the weights are of another network than config.json describes")
@@ -133,9 +137,13 @@ def intensities_text(record: RunRecord) -> str:
     corrected = "bias-corrected (N4) and " if record.settings.bias_correction else ""
     if record.scale is None:
         return f"Each volume is {corrected}z-scored inside the brain,"
+    behind = ", ".join(
+        f"{modality} {record.scale.cases[modality]} cases of {record.scale.sites[modality]} sites"
+        for modality in CHANNELS
+    )
     return (
         f"Each volume is {corrected}laid on the consortium's intensity scale (`scale` in config.json, id "
-        f"{record.scale.id[:12]}),"
+        f"{record.scale.id[:12]}; {behind}),"
     )
 
 

@@ -29,6 +29,7 @@ from fedglioma.wire import (
     weights_of,
 )
 from fedglioma_server.aggregation import Update, update_norm
+from fedglioma_server.linkage import check_tags
 from fedglioma_server.records import SiteRound
 from fedglioma_server.sitewords import site_words
 from fedglioma_server.updates import Spool
@@ -82,6 +83,7 @@ def believed(reply: StatisticsReply) -> StatisticsReply:
         raise ProtocolError(f"a count of it is not between 0 and its {reply.cases} cases")
     if any(sums.cases > reply.cases for sums in reply.landmarks.values()):
         raise ProtocolError(f"it sums landmarks of more than its {reply.cases} cases")
+    check_tags(reply)
     trunk = reply.weights.get(TRUNK)
     if trunk is None or trunk > reply.cases:
         raise ProtocolError(f"its weight of the trunk is not between 0 and its {reply.cases} cases")

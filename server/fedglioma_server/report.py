@@ -10,7 +10,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fedglioma.case import CLASS_TITLES, GENE_TITLES
 from fedglioma.metrics.tables import Evaluation
+from fedglioma_server import report_linkage as duplicates
 from fedglioma_server import report_run as tables
+from fedglioma_server import report_scale as intensities
 from fedglioma_server import report_tables as results
 from fedglioma_server import report_text as words
 from fedglioma_server.records import RunRecord, write_text
@@ -116,6 +118,12 @@ def _data(run: RunRecord) -> dict[str, object]:
     if run.issues:
         lead += f" {words.count(out, 'case')} left out, {words.count(warned, 'case')} kept with a warning."
     shown: list[Table] = [tables.sites_table(run), tables.modalities_table(run)]
+    if run.scale is not None:
+        shown.append(intensities.scale_table(run, run.scale))
+    if run.linkage is not None:
+        shown.append(duplicates.linkage_table(run.linkage))
+        lead += f" {duplicates.lead(run.linkage)}"
+    lead += f" {intensities.lead(run)}"
     return {"lead": lead, "tables": shown, "issues": issues}
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fedglioma.case import CLASS_TITLES, GENE_TITLES, GENES, Gene
 from fedglioma.metrics.genotype import GeneMetrics
 from fedglioma.metrics.tables import Evaluation
+from fedglioma_server import report_linkage as duplicates
 from fedglioma_server import report_text as words
 from fedglioma_server.report_saved import Saved
 
@@ -33,6 +34,7 @@ def notices(saved: Saved) -> list[str]:
         "interrupted": [f"This run was interrupted: {done}. The same command continues it."],
         "failed": [f"This run failed: {reason} ({done}). The same command tries again."],
     }[saved.run.status]
+    said += duplicates.notices(saved.run.linkage)
     if saved.evaluation is None:
         said.append("The model was not evaluated yet: there is no held-out result to report.")
     elif saved.evaluation.caution:

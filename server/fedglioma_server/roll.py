@@ -23,6 +23,7 @@ from fedglioma.wire import (
     request_record,
 )
 from fedglioma_server.coordinator import Coordinator
+from fedglioma_server.linkage import linkage_record, shared_tags, words_of
 from fedglioma_server.records import Record, SiteData, read_json, write_json
 from fedglioma_server.replies import believed
 from fedglioma_server.runfolder import RunFolder
@@ -40,8 +41,9 @@ class Roll:
     """Which sites take part, and what each said of itself in the statistics round.
 
     ``nodes`` is shared with the strategy: a site that joins late is asked between two rounds and takes
-    part from the next. What a site said is kept with the run, so that a server that was started again
-    goes on with the same sites and the same counts.
+    part from the next. So is ``shared``: each site's linkage tags that came from another one too. What a
+    site said is kept with the run, so that a server that was started again goes on with the same sites and
+    the same counts.
     """
 
     def __init__(self, grid: Grid, coordinator: Coordinator) -> None:
@@ -49,6 +51,7 @@ class Roll:
         self._coordinator = coordinator
         self._layout = layout_of(coordinator.settings).digest
         self.nodes: dict[int, StatisticsReply] = {}
+        self.shared: dict[str, tuple[str, ...]] = {}
         self._said_no: set[int] = set()
         self._patience = _Patience()
         self._refused: dict[int, str | None] = {}
@@ -91,6 +94,7 @@ class Roll:
         if members is None:
             self._require_same_layout()
         self._keep()
+        self._look_for_shared()
         self.call_late()
 
     def call_late(self) -> None:
@@ -115,8 +119,9 @@ class Roll:
         self._note_refusals(late)
         if set(self.nodes) != before:
             names = ", ".join(sorted(self.nodes[node].site for node in set(self.nodes) - before))
-            logger.info("%s joined late; class counts stay those of the start", names)
+            logger.info("%s joined late; class counts and intensity scale stay those of the start", names)
             self._keep()
+            self._look_for_shared()
             folder = self._coordinator.folder
             folder.update(sites={reply.site: site_data(reply) for reply in self.nodes.values()})
 
@@ -135,7 +140,8 @@ class Roll:
         self._sort()
 
     def dismiss(self) -> None:
-        """Tell the connected sites that the run is over."""
+        """Tell the connected sites that the run is over, and forget what was only for it."""
+        self._forget_tags()
         members = self._coordinator.members
         if members is None:
             return
@@ -150,7 +156,10 @@ class Roll:
             pass
 
     def _ask(self, nodes: list[int], timeout: float) -> None:
-        content = request_record(StatisticsRequest(settings=self._coordinator.settings))
+        settings, known = self._coordinator.settings, self._coordinator.folder.read().scale
+        # A scale that stands changes no more: what a late site's landmarks are stays with it.
+        asked = StatisticsRequest(settings=settings, landmarks=settings.common_scale and known is None)
+        content = request_record(asked)
         messages = [
             Message(content, dst_node_id=node, message_type=STATISTICS, group_id="0") for node in nodes
         ]
@@ -222,6 +231,31 @@ class Roll:
         self.nodes.clear()
         self.nodes.update(ordered)
 
+    def _look_for_shared(self) -> None:
+        """Find the patients who are at two sites, tell of pairs that are new, and note how many there are."""
+        if not self._coordinator.settings.find_duplicates:
+            return
+        folder, replies = self._coordinator.folder, self.nodes.values()
+        before = folder.read().linkage
+        self.shared.clear()  # in place, the strategy holds the same table
+        self.shared.update(shared_tags(replies))
+        found = linkage_record(replies, self.shared, before)
+        folder.update(linkage=found)
+        for pair in found.pairs:
+            if before is None or pair not in before.pairs:
+                one, other = pair.sites
+                logger.warning(
+                    "%s and %s: %s at both; the hospitals can name them", one, other, words_of(pair)
+                )
+
+    def _forget_tags(self) -> None:
+        """Take the tags off the disk: nobody needs them after the run."""
+        path = _answers_file(self._coordinator.folder)
+        if path.exists():
+            kept = read_json(path, Answers).answers
+            bare = {site: reply.model_copy(update={"linkage": ()}) for site, reply in kept.items()}
+            write_json(path, Answers(answers=bare))
+
     def _keep(self) -> None:
         if self._coordinator.members is not None:
             write_json(_answers_file(self._coordinator.folder), Answers(answers=self.answers))
@@ -275,4 +309,5 @@ def site_data(reply: StatisticsReply) -> SiteData:
         labels=reply.labels,
         modalities=reply.modalities,
         small_cell_limit=reply.small_cell_limit,
+        landmark_epsilon=reply.landmark_epsilon,
     )

@@ -6,12 +6,12 @@ at a time: each is judged, written to disk and dropped before the next is asked 
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from statistics import median
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -64,6 +64,8 @@ class RoundStrategy(Strategy):
         What tells this run from every other at the sites.
     scale : Scale, optional
         The consortium's intensities; without it each case is on its own scale.
+    shared : mapping, optional
+        Site -> those of its own linkage tags that came from another site too; looked into every round.
     done : int
         Rounds already completed before this start (resume).
     usable : callable, optional
@@ -85,6 +87,7 @@ class RoundStrategy(Strategy):
         spool: Spool,
         run: str,
         scale: Scale | None = None,
+        shared: Mapping[str, tuple[str, ...]] | None = None,
         done: int = 0,
         usable: Callable[[str], None] = lambda _site: None,
     ) -> None:
@@ -95,6 +98,7 @@ class RoundStrategy(Strategy):
         self.spool = spool
         self.run = run
         self.scale = scale
+        self.shared = {} if shared is None else shared
         self.done = done
         self.usable = usable
         self.combiner = combiner_of(settings)
@@ -127,9 +131,7 @@ class RoundStrategy(Strategy):
             scale=self.scale,
             audit_head=self.audit_head(),
         )
-        content = request_record(request)
-        content["weights"] = arrays
-        size = payload_bytes(content)
+        content = _content(request, arrays)
         messages = []
         for node, site in sorted(self.nodes.items(), key=lambda item: item[1].site):
             if site.weights.get(TRUNK, 0.0) == 0:
@@ -137,15 +139,15 @@ class RoundStrategy(Strategy):
                     status="idle", code="idle", reason="no labelled training case"
                 )
                 continue
-            messages.append(
-                Message(content, dst_node_id=node, message_type=TRAIN, group_id=str(request.round))
-            )
+            own = self.shared.get(site.site)
+            told = content if not own else _content(request.model_copy(update={"shared": own}), arrays)
+            messages.append(Message(told, dst_node_id=node, message_type=TRAIN, group_id=str(request.round)))
             self._asked.add(site.site)
             self.ledger.sites[site.site] = SiteRound(
                 status="no_reply",
                 code="no_reply",
                 reason="no reply within the round's time",
-                bytes_down=size,
+                bytes_down=payload_bytes(told),
             )
         self._sent_at = time.perf_counter()
         return messages
@@ -288,6 +290,13 @@ class RoundStrategy(Strategy):
             self.done,
             self.settings.rounds,
         )
+
+
+def _content(request: TrainRequest, arrays: ArrayRecord) -> RecordDict:
+    """Return a request with the weights beside it; the arrays are the same object in every message."""
+    content = request_record(request)
+    content["weights"] = arrays
+    return content
 
 
 def require_enough(combiner: Combiner, sites: int) -> None:

@@ -115,7 +115,7 @@ def test_merged_cohorts_keep_the_first_of_a_patient(folder: Path, tmp_path: Path
 
 def test_cohort_without_a_usable_case_says_why(folder: Path) -> None:
     write_table(folder, [COLUMNS, *((*row[:2], "2", *row[3:]) for row in ROWS)])
-    with pytest.raises(DataError, match=r"cohort: no usable case is left \(3 label\); P1: .* idh is '2'"):
+    with pytest.raises(DataError, match=r"cohort: no usable case is left \(3 label\); P1: .* idh is <2>"):
         read_cohort(folder)
 
 

@@ -122,7 +122,7 @@ def test_a_stack_that_cannot_be_used_is_left_out_with_its_reason(
     series, findings = find_series(tmp_path, SECRET)
     assert [one.files for one in series] == [tuple(good)]
     assert {finding.code for finding in findings} == {code}
-    assert all(finding.message.startswith("bad/IM001") or "copy" in finding.message for finding in findings)
+    assert all(finding.message.startswith("<bad/IM001") or "copy" in finding.message for finding in findings)
     assert all("\n" not in f.message and str(tmp_path) not in f.message for f in findings)
 
 
@@ -226,7 +226,7 @@ def test_one_hostile_file_is_named_quickly_and_stops_nothing(
     assert [one.files for one in series] == [tuple(good)]
     assert len(findings) == 1
     assert findings[0].code in codes
-    assert findings[0].message.startswith("bad.dcm: ")
+    assert findings[0].message.startswith("<bad.dcm>: ")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
@@ -247,7 +247,7 @@ def test_links_out_of_the_folder_are_refused_and_others_do_no_harm(tmp_path: Pat
     series, findings = find_series(tmp_path / "P1", SECRET)
     assert [one.files for one in series] == [tuple(good)]
     assert [(f.code, f.message.partition(":")[0]) for f in findings] == [
-        ("link_outside", "nowhere.dcm and 2 more")
+        ("link_outside", "<nowhere.dcm> and 2 more")
     ]
     assert str(outside[0].parent) not in findings[0].message
 
@@ -284,7 +284,7 @@ def test_a_thousand_bad_files_are_one_finding(tmp_path: Path) -> None:
     for number in range(1000):
         (tmp_path / f"{number}.dcm").write_bytes(b"x")
     (finding,) = find_series(tmp_path, SECRET)[1]
-    assert finding.message.startswith("0.dcm and 999 more: ")
+    assert finding.message.startswith("<0.dcm> and 999 more: ")
 
 
 def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path) -> None:

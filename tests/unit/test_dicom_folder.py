@@ -59,8 +59,8 @@ def test_the_finest_series_counts_then_the_longest(tmp_path: Path) -> None:
     patient = choose_series(tmp_path / "P1", SECRET)
     assert [one.number for one in patient.candidates[Modality.T2]] == [3, 2, 1]
     assert [(r.code, r.message.partition(" ")[0]) for r in patient.remarks] == [
-        ("not_chosen", "s2/IM002_0000.dcm"),
-        ("not_chosen", "s1/IM001_0000.dcm"),
+        ("not_chosen", "<s2/IM002_0000.dcm>"),
+        ("not_chosen", "<s1/IM001_0000.dcm>"),
     ]
 
 

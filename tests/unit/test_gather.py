@@ -227,6 +227,8 @@ def finding(message: str, patient: str = "P2", site: str = "north", code: str = 
         ("1", "same as of patient 12; 12 voxels", "same as of patient another case; 12 voxels"),
         ("a.b+c", "file a.b+c_t1 is cut", "file the case_t1 is cut"),
         ("", "no column atrx", "no column atrx"),
+        ("P2", "<ANNA MUELLER/IM1.dcm> and 3 more: cut off", "<...> and 3 more: cut off"),
+        ("P2", "age is <Anna, 1955>; allowed is years", "age is <...>; allowed is years"),
     ],
 )
 def test_words_for_the_report_hold_no_patients_id(patient: str, message: str, words: str) -> None:

@@ -74,7 +74,7 @@ def test_illegal_label_costs_the_case_and_is_told_with_column_and_value(tmp_path
     assert [row.patient for row in table.participants] == ["8"]
     (finding,) = table.exclusions
     assert (finding.patient, finding.site, finding.code) == ("7", "north", "label")
-    assert f"row 2: idh is {value!r}; allowed is 0 (wild-type), 1 (mutant), or n/a" in finding.message
+    assert f"row 2: idh is <{value}>; allowed is 0 (wild-type), 1 (mutant), or n/a" in finding.message
 
 
 def test_rows_without_a_site_belong_to_the_folder_or_the_given_site(tmp_path: Path) -> None:

@@ -208,6 +208,36 @@ def test_suppressed_counts_show_as_less_than_the_limit(poor: Path) -> None:
     assert "31 such counts in this run" in html
 
 
+def test_intensity_scale_is_shown_with_its_id_and_who_decided_it(rich: Path) -> None:
+    text = page_of(rich).text
+    scale = read_json(rich / "run.json", RunRecord).scale_id
+    assert scale is not None
+    assert f"Intensities of all hospitals lie on one scale ({scale[:12]})." in text
+    assert f"Scale {scale}." in text
+    assert "T1 with contrast 0.0 55.1 73.2 90.3 100.0 3 30" in text
+
+
+def test_who_was_off_the_scale_and_who_added_noise_is_told(poor: Path) -> None:
+    text = page_of(poor).text
+    for part in (
+        "Grey: no hospital has 5 cases of the sequence; its landmarks are the usual ones.",
+        "henryford: left out of the intensity scale: the mean landmarks of t1ce lie 31 points from",
+        "casewestern and jefferson: the mean landmarks of flair lie 22 points apart",
+        "With noise on its landmarks: casewestern (epsilon 2), delta 1e-05",
+        "with Gaussian noise at casewestern (epsilon 2)",
+    ):
+        assert part in text, part
+
+
+def test_without_a_common_scale_the_report_says_that_cases_keep_their_own(stopped: Path) -> None:
+    record = read_json(stopped / "run.json", RunRecord)
+    settings = record.settings.model_copy(update={"standardize": "zscore"})
+    write_json(stopped / "run.json", record.model_copy(update={"settings": settings}))
+    text = page_of(write_report(stopped).parent).text
+    assert "Each case keeps an intensity scale of its own" in text
+    assert "Percentile of the brain" not in text
+
+
 def test_settings_versions_and_privacy_can_be_read(rich: Path) -> None:
     text = page_of(rich).text
     for part in (

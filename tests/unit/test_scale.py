@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from fedglioma.case import CHANNELS, Modality
+from fedglioma.case import Modality
 from fedglioma.errors import DataError
 from fedglioma.scale import (
-    EVEN,
     FEWEST_CASES,
     PERCENTILES,
+    USUAL,
     Inner,
     LandmarkSums,
     Scale,
@@ -67,11 +67,11 @@ def test_landmarks_do_not_depend_on_gain_and_offset(seed: int, gain: float, offs
     assert 0 <= plain[0] <= plain[1] <= plain[2] <= 100
 
 
-def test_few_cases_say_nothing_and_a_modality_of_nobody_is_even() -> None:
+def test_few_cases_say_nothing_and_a_modality_of_nobody_is_as_usual() -> None:
     few = landmark_sums(of_t1([(40.0, 60.0, 80.0)] * (FEWEST_CASES - 1)))
     assert few == {}
     scale = fit_scale([few])
-    assert scale.landmarks == dict.fromkeys(CHANNELS, EVEN)
+    assert scale.landmarks == dict(USUAL)
     assert set(scale.cases.values()) == {0}
 
 
@@ -105,6 +105,6 @@ def test_id_follows_the_landmarks_alone() -> None:
 
 def test_distance_is_the_largest_over_landmarks_and_modalities() -> None:
     scale = fit_scale([])
-    means: dict[Modality, Inner] = {Modality.T1: (46.0, 67.0, 87.0), Modality.T2: (45.0, 60.0, 87.0)}
+    means: dict[Modality, Inner] = {Modality.T1: (54.0, 75.0, 92.0), Modality.T2: (24.0, 37.0, 75.0)}
     assert distance(means, scale) == (7.0, Modality.T2)
     assert distance({}, scale) == (0.0, None)

@@ -39,6 +39,9 @@ positive = st.floats(min_value=0, allow_nan=False, allow_infinity=False)
 positive = st.floats(0, 1e12)
 
 
+tags = st.lists(st.from_regex(r"[PI][A-Z2-7]{20}", fullmatch=True), max_size=3).map(tuple)
+
+
 def by_gene(values: st.SearchStrategy) -> st.SearchStrategy:
     return st.fixed_dictionaries(dict.fromkeys(GENES, values))
 
@@ -57,6 +60,7 @@ bodies = st.one_of(
         modalities=st.dictionaries(names, cells, max_size=3),
         weights=st.dictionaries(names, positive, max_size=3),
         small_cell_limit=st.integers(1, 100),
+        linkage=tags,
     ),
     st.builds(
         TrainRequest,
@@ -66,6 +70,7 @@ bodies = st.one_of(
         proximal_mu=positive,
         class_counts=by_gene(st.tuples(positive, positive)),
         layout=names,
+        shared=tags,
     ),
     st.builds(
         TrainReply,
@@ -247,7 +252,7 @@ def test_what_a_site_can_say_is_this_and_no_more() -> None:
     """A new field is a new thing that leaves a hospital: look at it before you add it here."""
     assert set(StatisticsReply.model_fields) == {
         *("protocol", "kind", "site", "version", "layout", "cases", "labels", "modalities"),
-        *("weights", "small_cell_limit", "landmarks", "synthetic"),
+        *("weights", "small_cell_limit", "landmarks", "landmark_epsilon", "synthetic", "linkage"),
     }
     assert set(LandmarkSums.model_fields) == {"cases", "sums"}
     assert set(TrainReply.model_fields) == {

@@ -23,9 +23,11 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.nodestate import NodeStateFactory
 
 from fedglioma import bundle
+from fedglioma.audit import checked
 from fedglioma.bundle import build_bundle
-from fedglioma.case import GENES
+from fedglioma.case import GENES, Modality
 from fedglioma.config.run import RunConfig
+from fedglioma.scale import LandmarkSums
 from fedglioma.wire import (
     FINISHED,
     STATISTICS,
@@ -33,6 +35,7 @@ from fedglioma.wire import (
     Noted,
     Refusal,
     RunFinished,
+    StatisticsReply,
     StatisticsRequest,
     TrainRequest,
     body_of,
@@ -341,3 +344,32 @@ def test_head_of_the_servers_audit_log_is_noted_with_a_round():
     scene.deliver(request_record(request), TRAIN)
     scene.work()
     assert "a" * 64 in scene.journal[0][1].values()
+
+
+@pytest.mark.parametrize("epsilon", [None, 2.0])
+def test_what_an_answer_spends_is_noted_with_its_digest(epsilon):
+    told = StatisticsReply(
+        site="henan",
+        version="0",
+        layout="",
+        cases=10,
+        labels=dict.fromkeys(GENES, (5, 5, 0)),
+        modalities={},
+        weights={},
+        small_cell_limit=5,
+        landmarks={Modality.T1: LandmarkSums(cases=10, sums=(500.0, 700.0, 900.0))},
+        landmark_epsilon=epsilon,
+    )
+    app = ClientApp()
+    app.query("statistics")(lambda message, context: reply_to(message, told))
+    scene = Scene(app)
+    scene.run()
+    scene.deliver(statistics(), STATISTICS)
+    scene.work()
+    sent = next(facts for event, facts in scene.journal if event == "sent")
+    if epsilon is None:
+        assert "landmark_epsilon" not in sent
+        return
+    assert (sent["landmark_epsilon"], sent["landmark_delta"]) == (2.0, 1e-5)
+    assert len(sent["landmarks"]) == 64
+    assert checked(sent) == sent
