@@ -14,8 +14,9 @@ from fedglioma.errors import ConfigError
 from fedglioma.machine import usable_cores
 from fedglioma_client.verdict import Verdict, doubtful, failed, fine, several
 
-CASE_BYTES_AT_1_MM: Final = 30e6
-"""Float16, four channels, the box around a brain: 8 bytes times some 3.7 million voxels."""
+CASE_BYTES_AT_1_MM: Final = 60e6
+"""Float16, four channels, the box around a brain: 8 bytes times some 3.7 million voxels; on the common
+scale once more."""
 WORKER_BYTES: Final = 1e9
 _GB: Final = 1e9
 _PACKAGES: Final = ("fedglioma", "torch", "flwr", "numpy", "nibabel", "SimpleITK")

@@ -48,28 +48,28 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize(
-    ("free", "status"), [(2.9, Status.FAILED), (3.1, Status.WARNING), (3.4, Status.OK)], ids=str
+    ("free", "status"), [(5.9, Status.FAILED), (6.1, Status.WARNING), (6.8, Status.OK)], ids=str
 )
-def test_a_hundred_cases_at_1_mm_need_three_gigabytes(
+def test_a_hundred_cases_at_1_mm_need_six_gigabytes(
     disk: SimpleNamespace, tmp_path: Path, free: float, status: Status
 ) -> None:
     disk.free = int(free * GB)
     verdict = check_cache(tmp_path / "new" / "cache", 100, 1.0)
     assert verdict.status is status
-    assert "3.0 GB" in verdict.detail
+    assert "6.0 GB" in verdict.detail
     assert verdict.exit_code == (2 if status is Status.FAILED else 0)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_half_the_voxel_edge_needs_eight_times_the_disk(disk: SimpleNamespace, tmp_path: Path) -> None:
-    disk.free = 23 * GB
+    disk.free = 47 * GB
     assert check_cache(tmp_path, 100, 0.5).status is Status.FAILED
     assert check_cache(tmp_path, 100, 2.0).status is Status.OK
 
 
 def test_what_the_cache_holds_turns_a_failure_into_a_warning(disk: SimpleNamespace, tmp_path: Path) -> None:
     disk.free = 10**6
-    (tmp_path / "a.npy").write_bytes(bytes(60 * 10**6))
+    (tmp_path / "a.npy").write_bytes(bytes(120 * 10**6))
     assert check_cache(tmp_path, 2, 1.0).status is Status.WARNING
     assert check_cache(tmp_path, 3, 1.0).status is Status.FAILED
 

@@ -174,6 +174,8 @@ def test_environment_variables_on_a_page_are_read_somewhere(page: Path) -> None:
     read = {f"FEDGLIOMA_{name.upper()}" for name in RunConfig.model_fields}
     code = "".join(path.read_text() for top in ("server", "client") for path in (ROOT / top).rglob("*.py"))
     read |= set(re.findall(r'envvar="(FEDGLIOMA_[A-Z_]+)"', code))
+    figures = "".join(path.read_text() for path in (ROOT / "benchmarks").glob("*.py"))
+    read |= set(re.findall(r'environ\.get\("(FEDGLIOMA_[A-Z_]+)"', figures))
     scripts = "".join(path.read_text() for path in (ROOT / "deploy").rglob("*.sh"))
     read |= set(re.findall(r"\$\{(FEDGLIOMA_[A-Z_]+)", scripts))
     assert set(re.findall(r"FEDGLIOMA_[A-Z_]+\b", page.read_text())) <= read
