@@ -11,6 +11,7 @@ from fedglioma.landmarks import noisy_sums, published_sums
 from fedglioma.noise import DELTA
 from fedglioma.scale import MOST_DISTANCE, LandmarkSums, Scale, distance, landmark_sums
 from fedglioma_client.intake import secret_of
+from fedglioma_client.known_scale import remember_scale
 from fedglioma_client.site import Site
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ def cases_on_scale(site: Site, scale: Scale | None) -> tuple[PreparedCase, ...]:
         far, modality = distance({m: told.mean for m, told in sums.items()}, scale)
         if far > MOST_DISTANCE:
             raise ScaleError(_too_far(site, far, modality))
+        remember_scale(site.config, scale)
     return on_scale(site.cases, scale, workers=site.config.workers)
 
 

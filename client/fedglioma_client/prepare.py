@@ -27,6 +27,7 @@ from fedglioma.errors import DataError
 from fedglioma.newfile import PRIVATE, replacing
 from fedglioma.words import cell
 from fedglioma_client.intake import Unusable, read_site_cohort, secret_of
+from fedglioma_client.known_scale import last_scale
 from fedglioma_client.quality import describe, write_quality
 from fedglioma_client.quality_page import page_name
 from fedglioma_client.remedies import REMEDIES, ROUTINE, Listed, by_reason, needs_a_look
@@ -183,6 +184,7 @@ def prepare_site(config: SiteConfig, run: RunConfig, progress: Progress = silent
         spacing_mm=settings.spacing_mm,
         small_cell_limit=config.small_cell_limit,
         synthetic=synthetic,
+        scale=last_scale(config) if run.common_scale else None,
     )
     write_quality(cache.folder / config.site, quality, result.prepared.cases, result.prepared.records)
     made = sum(name not in before for name in result.arrays)

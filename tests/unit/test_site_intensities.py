@@ -11,6 +11,7 @@ from fedglioma.data.prepared import PreparedCase
 from fedglioma.errors import ScaleError
 from fedglioma.scale import fit_scale
 from fedglioma_client.intensities import cases_on_scale, landmarks_of
+from fedglioma_client.known_scale import SCALE_NAME, last_scale
 from fedglioma_client.site import Site
 from tests.federation_fixture import prepared_case
 
@@ -66,6 +67,18 @@ def test_site_that_is_off_is_refused_with_the_distance(tmp_path, cases):
     with pytest.raises(ScaleError, match=r"of t1 lie \d\d points from the .+, 20 of 100") as refused:
         cases_on_scale(hospital(tmp_path, dark), scale)
     assert "henan-" not in str(refused.value)
+
+
+def test_scale_of_the_last_run_is_kept_for_the_quality_report(tmp_path, cases):
+    site = hospital(tmp_path, cases)
+    assert last_scale(site.config) is None
+    scale = fit_scale([landmarks_of(site, RUN)])
+    cases_on_scale(site, scale)
+    assert last_scale(site.config) == scale
+    (site.config.state / SCALE_NAME).write_text("{")
+    assert last_scale(site.config) is None
+    cases_on_scale(site, scale)
+    assert last_scale(site.config) == scale
 
 
 def test_site_with_noise_says_that_it_is_off_and_not_how_far(tmp_path, cases, caplog):
