@@ -29,6 +29,7 @@ SMALL = (
     "100",
     "--threads",
     "1",
+    "--no-bias-correction",
 )
 
 
@@ -54,13 +55,15 @@ def finished(tmp_path_factory):
 
 
 def test_real_hospitals_become_sites(finished):
-    record = finished[0].read()
+    record, told = finished[0].read(), finished[1]
     assert sorted(record.splits) == [
         "casewestern", "casewestern2", "henryford", "jefferson", "ucsf", "unnamed", "upenn",
     ]  # fmt: skip
     cases = {site: split.train + split.selection + split.report for site, split in record.splits.items()}
     assert cases["henryford"] == 17
-    assert sum(cases.values()) == 55
+    # Voxel sizes of lgg_hospitals_nc are estimates: two of its brains come out larger than any brain is.
+    assert sum(cases.values()) == 53
+    assert told["excluded"] == 2
     assert not record.synthetic
 
 
