@@ -80,7 +80,7 @@ class Found:
 
     @property
     def excess_gone(self) -> float:
-        """Which share of the variance that the field added to the image is gone; NaN where that was little."""
+        """Which share of the variance that the field added to the image is gone; NaN where it was little."""
         if self.shaded < VISIBLE * self.clean:
             return float("nan")
         return 1 - (self.after**2 - self.clean**2) / (self.shaded**2 - self.clean**2)

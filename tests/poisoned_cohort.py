@@ -176,7 +176,7 @@ def found_in(content: bytes, words: Iterable[str]) -> list[str]:
 
 @cache
 def folded_forms(word: str) -> frozenset[bytes]:
-    """Return a word's bytes in the encodings that texts have, spelled out and escaped, in ASCII lower case."""
+    """Return a word's bytes in the encodings that texts have, spelled out and escaped, in lower case."""
     forms = set()
     for text in {word, word.lower(), word.upper(), word.title()}:
         for shape in (text, unicodedata.normalize("NFD", text), unicodedata.normalize("NFC", text)):

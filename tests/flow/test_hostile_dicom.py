@@ -183,9 +183,9 @@ class Full:
 
 
 def forget(root: Path) -> None:
-    """Take out of the cache who is prepared quickly, without registration: there is something to do then."""
+    """Take the patient with three sequences out of the cache, so that there is something to do."""
     for voucher in (root / "cache").glob("*.json"):
-        if not json.loads(voucher.read_text())["record"]["movements"]:
+        if sum(json.loads(voucher.read_text())["record"]["present"]) == 3:
             voucher.with_suffix(".npy").unlink()
             voucher.unlink()
 

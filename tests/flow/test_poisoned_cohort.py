@@ -181,9 +181,11 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Traces:
             logger.setLevel(logging.DEBUG)
             logger.addHandler(handler)
             federate(root, traces)
+            requests = traces.messages[::2]  # every one is followed by its reply
             for number, site in enumerate(SITES, 1):
-                asked = [m for m in traces.messages if m.metadata.dst_node_id == number]
-                _, traces.metrics[site] = as_node(root, site, asked)
+                asked = [message for message in requests if message.metadata.dst_node_id == number]
+                replies, traces.metrics[site] = as_node(root, site, asked)
+                traces.messages += replies
             for site in SITES:
                 traces.commands[site, "check"] = command(root, site, "check")
     finally:
@@ -211,14 +213,15 @@ def test_the_day_went_as_it_should(traces: Traces) -> None:
         ("south", "check"): 0,
         ("ruin", "check"): 4,
     }
-    replies = [m for m in traces.messages if m.metadata.src_node_id in (1, 2, 3) and m.has_content()]
-    assert [is_refusal(m.content) for m in replies].count(True) == 1
-    assert len(replies) == 3 + 2 + 2
+    asked = 3 + 2  # for statistics and to train; ruin does not get so far
+    replies = traces.messages[1 : 2 * asked : 2]
+    assert [is_refusal(reply.content) for reply in replies].count(True) == 1
+    assert len(traces.messages) == 3 * asked
     for site in ("north", "south"):
         table = (traces.root / "cache" / site / "findings.csv").read_text()
-        assert len(table.splitlines()) > 3
+        assert len(table.splitlines()) >= 3
         assert b"fedglioma_round" in traces.metrics[site]
-        assert len((traces.root / "state" / site / AUDIT_FILE).read_text().splitlines()) >= 6
+        assert len((traces.root / "state" / site / AUDIT_FILE).read_text().splitlines()) == 4
 
 
 def test_no_message_has_anything_that_was_planted(traces: Traces) -> None:
@@ -270,10 +273,9 @@ def test_the_hospitals_own_reports_name_folders_and_files_for_their_owner_alone(
 
 def test_run_folder_of_a_simulation_names_nobody_outside_work(traces: Traces) -> None:
     root = traces.root
-    words = ("--layout", "dicom", "--site-by", "cohort") if False else ("--layout", "dicom")
     result = call(
         "simulate", "--cohort", root / "north", "--out", root / "run", "--cache", root / "cache",
-        "--sites", "2", *words,
+        "--sites", "2",
         *("--width", "1", "--crop", "16", "--spacing-mm", "8", "--rounds", "1", "--batch-size", "4"),
         *("--bootstrap", "100", "--workers", "1", "--threads", "1", "--log-level", "DEBUG"),
     )  # fmt: skip

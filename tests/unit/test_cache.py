@@ -100,6 +100,30 @@ def test_failed_write_leaves_nothing_behind(
     assert not list(cache.folder.iterdir())
 
 
+def test_array_whose_voucher_cannot_be_written_goes_too(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+
+    def full(handle: int) -> None:
+        written.append(handle)
+        if len(written) > 1:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            cache.put(KEY, ARRAY, RECORD)
+    assert not list(cache.folder.iterdir())
+    cache.put(KEY, ARRAY, RECORD)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        written.clear()
+        with pytest.raises(OSError, match="No space"):
+            cache.put(KEY, ARRAY, RECORD)
+    assert cache.get(KEY) is not None
+
+
 def test_sweep_removes_what_a_killed_writer_left_an_hour_ago(cache: Cache) -> None:
     cache.sweep()
     cache.put(KEY, ARRAY, RECORD)

@@ -6,6 +6,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pydicom
@@ -13,7 +14,8 @@ import pytest
 from pydicom.uid import generate_uid
 
 from fedglioma.case import Modality
-from fedglioma.data.dicom import Limits, Series, find_series
+from fedglioma.data.dicom import Limits, Series, find_series, stack
+from fedglioma.data.dicom_header import read_header
 from fedglioma.data.dicom_write import PROTOCOLS, Protocol, write_series
 from fedglioma.data.volume import VolumeError
 from tests.dicom_fixture import (
@@ -318,6 +320,20 @@ def test_two_echoes_of_one_series_are_two_stacks(tmp_path: Path) -> None:
     series, findings = find_series(tmp_path, SECRET)
     assert [one.files for one in series] == [tuple(files)]
     assert [finding.code for finding in findings] == ["not_structural"]
+
+
+def test_more_voxels_than_a_head_has_are_no_stack(tmp_path: Path) -> None:
+    header = read_header(write_t2(tmp_path)[0], SECRET)
+    slices = [
+        replace(
+            header, rows=4096, columns=4096, frames=(replace(header.frames[0], position=(0, 0, 7.0 * k)),)
+        )
+        for k in range(17)
+    ]
+    flat = [replace(one, frames=(replace(one.frames[0], orientation=(1, 0, 0, 0, 1, 0)),)) for one in slices]
+    with pytest.raises(VolumeError, match="4096x4096x17 voxels") as caught:
+        stack(flat)
+    assert caught.value.code == "dimensions"
 
 
 def test_jitter_of_the_echo_time_does_not_divide_a_series(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """One header: what is kept of it, what never is, and that nothing in it can do harm."""
 
 import contextlib
+import re
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,7 +11,9 @@ import pydicom
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydicom.datadict import keyword_for_tag
 
+from fedglioma.data import dicom_file
 from fedglioma.data.dicom import Limits, stack
 from fedglioma.data.dicom_header import FileHeader, Frame, SeriesText, TechnicalHeader, read_header
 from fedglioma.data.volume import VolumeError
@@ -239,3 +242,14 @@ def test_any_places_of_slices_are_judged(
         ordered, geometry = stack(headers, Limits(min_slices=2, min_extent_mm=0))
         assert sorted(h.path for h in ordered) == sorted(h.path for h in headers)
         assert np.isfinite(np.linalg.inv(geometry.affine)).all()
+
+
+def test_the_page_for_data_managers_lists_every_tag_that_is_read_and_no_other() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "data-manager.md"
+    section = page.read_text(encoding="utf-8").partition("### What of a header is looked at")[2]
+    lines = section.partition("## A dry run")[0].splitlines()
+    rows = [line.split("|")[1] for line in lines if line.startswith("| ")]
+    listed = {keyword for row in rows for keyword in re.findall(r"`(\w+)`", row)}
+    read = {tag: keyword_for_tag(tag) for tag in dicom_file._READ} | {0x00020010: "TransferSyntaxUID"}
+    assert {keyword for keyword, (tag, _) in dicom_file._TAGS.items() if read[tag] != keyword} == set()
+    assert listed == set(read.values())
