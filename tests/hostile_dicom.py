@@ -576,7 +576,7 @@ HOSTILE: tuple[Hostile, ...] = (
     Hostile("two patients in a series", _two_in_series, (), ("mixed_patients",)),
     Hostile("two patients in a folder", _two_in_folder, (), ("other_patient",)),
     Hostile("X in Y's folder", _of_another, (), ("other_patient", "other_patient")),
-    Hostile("all of X in Y's folder", _all_of_another, (), ("other_patient",)),
+    Hostile("all of X in Y's folder", _all_of_another, ("other_patient",), usable=2),
     # the folder
     Hostile("a folder linked out", _linked_out, (), ("link_outside",)),
     Hostile("files linked out", _linked_files, (), ("link_outside",)),

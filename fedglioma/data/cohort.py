@@ -222,6 +222,8 @@ class _Reading:
         elif not files.found:
             why = "".join(f"; {reason}" for _, reason in files.remarks[:1])
             self._exclude(row, "no_modality", f"no image in its folder as in {self.layout.pattern}{why}")
+        elif files.foreign:
+            self._exclude(row, "other_patient", files.foreign)
         else:
             self._admit(row, files)
 

@@ -64,6 +64,8 @@ def _dicom(folder: Path, secret: bytes) -> Found:
 
 
 def _files(patient: PatientSeries, doubts: list[tuple[str, str]]) -> PatientFiles:
+    # With somebody else's images alone, the markers of the row would be another's.
+    others = [] if patient.own in patient.tags else [why for code, why in doubts if code == "other_patient"]
     remarks = [(remark.code, remark.message) for remark in patient.remarks]
     series = {modality: tuple(files) for modality, files in files_of(patient.chosen).items()}
     headers = [one.header for one in patient.chosen.values()]
@@ -73,6 +75,7 @@ def _files(patient: PatientSeries, doubts: list[tuple[str, str]]) -> PatientFile
         {},
         remarks=(*remarks, *doubts),
         series=series,
+        foreign=next(iter(others), None),
         scanner=" ".join(filter(None, names)) or None,
         field_strength_t=next((header.field_strength_t for header in headers), None),
     )

@@ -43,7 +43,7 @@ class PatientFiles:
 
     ``remarks`` are (code, message) of choices that were made among the files. A modality is one file, or
     the files of a DICOM series in their order. ``scanner`` and ``field_strength_t`` are what headers say,
-    for rows of the table that do not.
+    for rows of the table that do not. ``foreign`` says why all the images are somebody else's.
     """
 
     folder: str
@@ -53,6 +53,7 @@ class PatientFiles:
     series: Mapping[Modality, tuple[Path, ...]] = field(default_factory=dict)
     scanner: str | None = None
     field_strength_t: float | None = None
+    foreign: str | None = None
 
     @property
     def found(self) -> bool:
