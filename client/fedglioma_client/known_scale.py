@@ -27,9 +27,13 @@ def last_scale(config: SiteConfig) -> Scale | None:
 
 
 def remember_scale(config: SiteConfig, scale: Scale) -> None:
-    """Keep a run's scale, where it is another than the last; raises ``OSError`` where that cannot be."""
+    """Keep a run's scale, where it is another than the last; raises ``OSError`` where that cannot be.
+
+    A site without a state folder is a simulated one, and keeps none.
+    """
+    if not config.state.is_dir():
+        return
     before = last_scale(config)
     if before is None or before.id != scale.id:
-        config.state.mkdir(parents=True, exist_ok=True)
         with replacing(config.state / SCALE_NAME) as file:
             file.write(scale.model_dump_json(indent=1).encode() + b"\n")

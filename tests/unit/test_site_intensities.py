@@ -72,6 +72,7 @@ def test_site_that_is_off_is_refused_with_the_distance(tmp_path, cases):
 def test_scale_of_the_last_run_is_kept_for_the_quality_report(tmp_path, cases):
     site = hospital(tmp_path, cases)
     assert last_scale(site.config) is None
+    site.config.state.mkdir()
     scale = fit_scale([landmarks_of(site, RUN)])
     cases_on_scale(site, scale)
     assert last_scale(site.config) == scale
