@@ -6,7 +6,7 @@ A smooth field of at most +-20 % or +-40 % is laid over an image inside the brai
 it, and the image is corrected. What is left of the field is the true field over the estimated one; its
 coefficient of variation (CV) in white matter is compared with that of the true field. A real image has a
 field of its own, which nobody knows: there, the estimate is taken relative to that of the image as it is,
-so that only the known field counts. Beside it the image's own CV in white matter: as it is, with the field
+so that only the known field counts. Beside it the image's own CV in white matter: without it, with the field
 over it, and after; and which share of the variance that the field added is gone, where it added visibly.
 
 ``--data`` (default: $FEDGLIOMA_REAL_DATA) holds ``glioma/``; white matter is there the brightest of three
@@ -167,7 +167,7 @@ def table(found: dict[tuple[Modality, float], list[Found]]) -> str:
         "gone: median",
         "gone: least",
         f"images with {GOAL:.0%} or more gone",
-        "image's CV as it is",
+        "image's CV without it",
         "with the field",
         "after",
         "added variance gone",
@@ -225,8 +225,12 @@ def main() -> None:
                 found[modality, amplitude].append(one)
                 if asked.each:
                     print(number, modality, amplitude, f"{one.reduction:.2f}", one, flush=True)
-    what = "SYNTHETIC DATA: made-up brains" if asked.synthetic else "real cases, skull stripped"
-    text = f"{count} {what}; medians.\n\n{table(found)}"
+    what = (
+        f"SYNTHETIC DATA: {count} made-up brains"
+        if asked.synthetic
+        else f"{count} real cases, skull stripped"
+    )
+    text = f"{what}; medians.\n\n{table(found)}"
     if asked.out:
         which = "synthetic" if asked.synthetic else "real"
         fill(asked.out, f"table of benchmarks/bias_field.py, {which}", text)

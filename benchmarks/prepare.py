@@ -89,8 +89,10 @@ def prepare(cases: list[Case], cache: Path, answer: Path) -> None:
     """Prepare the cases one after the other and write what it cost; the whole life of a process."""
     before = resident_mb()
     wall, cpu = time.perf_counter(), time.process_time()
-    prepare_cases(cases, PrepareSettings(), Cache(cache))
+    exclusions = prepare_cases(cases, PrepareSettings(), Cache(cache)).exclusions
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    if exclusions:
+        raise SystemExit(f"left out: {exclusions[0].code}")
     answer.write_text(json.dumps(asdict(Cost(wall / len(cases), cpu / len(cases), before, resident_mb()))))
 
 
@@ -149,6 +151,7 @@ def monai_loaders(cases: list[Case], scratch: Path) -> dict[str, Callable[[int],
         ConcatItemsd,
         CropForegroundd,
         EnsureChannelFirstd,
+        Lambdad,
         LoadImaged,
         RandSpatialCropd,
         SelectItemsd,
@@ -164,10 +167,14 @@ def monai_loaders(cases: list[Case], scratch: Path) -> dict[str, Callable[[int],
     ]
     crop = RandSpatialCropd("image", [CROP] * 3, random_size=False)
     brain = CropForegroundd("image", "image", margin=4, allow_smaller=True)
+    # What was cut out is a view, and a view is kept with all that it was cut from.
+    alone = Lambdad("image", lambda image: image.clone())
     fit = SpatialPadd("image", [CROP] * 3)
     plain = Dataset(items, Compose([*read, crop]))
     kept = PersistentDataset(items, Compose([*read, crop]), cache_dir=scratch / "monai")
-    cut = PersistentDataset(items, Compose([*read, brain, fit, crop]), cache_dir=scratch / "monai-brain")
+    cut = PersistentDataset(
+        items, Compose([*read, brain, alone, fit, crop]), cache_dir=scratch / "monai-brain"
+    )
     for number in range(len(items)):
         kept[number], cut[number]
 
