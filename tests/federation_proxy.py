@@ -81,6 +81,10 @@ class Proxy:
                 near.close()
                 continue
             with self._lock:
+                if self._listener is not listener:  # cut meanwhile
+                    near.close()
+                    far.close()
+                    return
                 self._pairs.append((near, far))
             for one, other in ((near, far), (far, near)):
                 threading.Thread(target=self._carry, args=(one, other), daemon=True).start()

@@ -1,5 +1,6 @@
 """The way out through a hospital's proxy: HTTPS_PROXY, one CONNECT, TLS end to end inside it."""
 
+import contextlib
 import os
 import socket
 import threading
@@ -37,24 +38,29 @@ class Proxy:
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client):
-        head = b""
-        while b"\r\n\r\n" not in head:
-            head += client.recv(4096)
-        method, target, _ = head.split(b"\r\n")[0].split(b" ")
-        self.asked.append((method.decode(), target.decode()))
-        host, _, port = target.decode().rpartition(":")
-        server = socket.create_connection((host, int(port)))
-        client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        for one, other in ((client, server), (server, client)):
-            threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
+        with client:
+            head = b""
+            while b"\r\n\r\n" not in head:
+                head += client.recv(4096)
+            method, target, _ = head.split(b"\r\n")[0].split(b" ")
+            self.asked.append((method.decode(), target.decode()))
+            host, _, port = target.decode().rpartition(":")
+            with socket.create_connection((host, int(port))) as server:
+                client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                back = threading.Thread(target=self._pump, args=(server, client), daemon=True)
+                back.start()
+                self._pump(client, server)
+                back.join()
 
     @staticmethod
     def _pump(source, sink):
-        while data := source.recv(65536):
-            sink.sendall(data)
-        sink.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):  # a side that is gone ends both ways
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
 
     def close(self):
+        self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
 
