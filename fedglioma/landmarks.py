@@ -81,9 +81,13 @@ def noisy_sums(cases: Cases, limit: int, epsilon: float, secret: bytes) -> dict[
     found = {}
     for (modality, sums), drawn in zip(true.items(), noise, strict=True):
         middle, half = _box(modality)
-        # The mean of what was cut to a box lies in it, whatever noise says. Whole numbers, so that the last
-        # digits of the noise tell nothing.
-        means = np.clip((sums + np.rint(STEPS * sigma * drawn)) / (STEPS * counts[modality]), -1, 1)
+        # For as many cases as are published the true mean adds up to this, and one patient moves it by that
+        # share of two halves; rounding to whole numbers, so that the last digits tell nothing, by one more.
+        share = counts[modality] / sum(modality in case for case in cases)
+        deviation = STEPS * sigma * max(share, 1.0) * (1 + 1 / STEPS)
+        told = np.rint(share * sums) + np.rint(deviation * drawn)
+        # The mean of what was cut to a box lies in it, whatever noise says.
+        means = np.clip(told / (STEPS * counts[modality]), -1, 1)
         a, b, c = (middle + half * means).tolist()
         found[modality] = _of_mean((a, b, c), counts[modality])
     return found

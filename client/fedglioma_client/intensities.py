@@ -52,17 +52,25 @@ def cases_on_scale(site: Site, scale: Scale | None) -> tuple[PreparedCase, ...]:
         The site's mean landmarks lie too far from the scale: prepared otherwise, or not MRI of heads.
     """
     if scale is not None:
-        sums = landmark_sums([case.landmarks() for case in site.cases])
-        far, modality = distance({m: told.mean for m, told in sums.items()}, scale)
+        cases = [case.landmarks() for case in site.cases]
+        far, modality = distance({m: told.mean for m, told in landmark_sums(cases).items()}, scale)
         if far > MOST_DISTANCE:
-            raise ScaleError(_too_far(site, far, modality))
+            public = modality in published_sums(cases, site.config.small_cell_limit)
+            raise ScaleError(_too_far(site, far, modality, public=public))
         remember_scale(site.config, scale)
     return on_scale(site.cases, scale, workers=site.config.workers)
 
 
-def _too_far(site: Site, far: float, modality: Modality | None) -> str:
-    """Return the refusal's words, which travel; without the figure where the site adds noise to its own."""
+def _too_far(site: Site, far: float, modality: Modality | None, *, public: bool) -> str:
+    """Return the refusal's words, which travel.
+
+    They hold no figure where the site adds noise to its own, and nothing of a modality of which it may not
+    speak, as it has too few cases.
+    """
     allowed = f"{MOST_DISTANCE:.0f} of 100 are allowed; look at its images in the quality report"
+    if not public:
+        logger.warning("intensities: the mean landmarks of %s lie %.0f points off", modality, far)
+        return f"intensities: the mean landmarks lie too far from the consortium's, {allowed}"
     if site.config.landmark_epsilon is None:
         lie = f"lie {far:.0f} points from the consortium's"
     else:

@@ -22,7 +22,7 @@ from fedglioma.config.site import SiteConfig
 from fedglioma.console import Progress, silent
 from fedglioma.data.cache import Cache
 from fedglioma.data.extractor import AUTO, check_command
-from fedglioma.data.prepare import Prepared, PrepareSettings, prepare_cases
+from fedglioma.data.prepare import NonePrepared, Prepared, PrepareSettings, prepare_cases
 from fedglioma.errors import DataError
 from fedglioma.newfile import PRIVATE, replacing
 from fedglioma.words import cell
@@ -167,8 +167,9 @@ def prepare_site(config: SiteConfig, run: RunConfig, progress: Progress = silent
         layout, synthetic = cohort.layout, cohort.synthetic
         try:
             prepared = prepare_cases(cohort.cases, settings, cache, workers=config.workers, progress=progress)
-        except DataError as error:
-            result = _Result(NOTHING, cohort.exclusions, cohort.warnings, str(error))
+        except NonePrepared as error:
+            left_out = (*cohort.exclusions, *error.exclusions)
+            result = _Result(NOTHING, left_out, cohort.warnings, str(error))
         else:
             result = _Result(
                 prepared,

@@ -29,6 +29,7 @@ from fedglioma.data.smallfile import read_small
 from fedglioma.data.volume import VolumeError, check_volume
 from fedglioma.errors import DataError, NoUsableCase
 from fedglioma.pseudonym import SECRET_BYTES
+from fedglioma.words import quoted
 
 DESCRIPTION_NAME: Final = "dataset_description.json"
 _DESCRIPTION_BYTES: Final = 1 << 20
@@ -263,7 +264,7 @@ class _Reading:
             try:
                 check_volume(mask)
             except VolumeError as error:
-                self._warn(row, "mask", f"{mask.name}: {error.reason}; the mask is not used")
+                self._warn(row, "mask", f"{quoted(mask.name)}: {error.reason}; the mask is not used")
                 mask = None
         told = {
             "scanner": row.scanner or files.scanner,
@@ -287,5 +288,5 @@ def _broken(files: PatientFiles) -> list[tuple[str, str]]:
         try:
             check_volume(path)
         except VolumeError as error:
-            broken.append((error.code, f"{modality} ({path.name}): {error.reason}"))
+            broken.append((error.code, f"{modality} ({quoted(path.name)}): {error.reason}"))
     return broken

@@ -20,6 +20,7 @@ from typing import Final
 
 from fedglioma.case import Modality
 from fedglioma.errors import ConfigError, DataError
+from fedglioma.words import quoted
 
 _BIDS_NAMES: Final = {
     Modality.FLAIR: "FLAIR",
@@ -173,7 +174,10 @@ def _find_bids(patient: Path) -> PatientFiles:
     if len(used) < 2:
         return used[0] if used else visits[0]
     kept = next(session for session, visit in zip(sessions, visits, strict=True) if visit.volumes)
-    remark = ("more_sessions", f"{len(used)} sessions hold images; only the first, {kept or 'anat'}, is used")
+    remark = (
+        "more_sessions",
+        f"{len(used)} sessions hold images; only the first, {quoted(kept or 'anat')}, is used",
+    )
     return PatientFiles(used[0].folder, used[0].volumes, used[0].mask, (*used[0].remarks, remark))
 
 
@@ -197,7 +201,8 @@ def _pick(name: str, folder: Path, stems: Mapping[Modality, Sequence[str]], *, m
         if there:
             volumes[modality] = folder / there[0]
         if len(there) > 1:
-            remarks.append(("two_files", f"{modality}: {' and '.join(there)}; only {there[0]} is used"))
+            names_there = " and ".join(map(quoted, there))
+            remarks.append(("two_files", f"{modality}: {names_there}; only {quoted(there[0])} is used"))
     masks = [folder / (mask + ending) for ending in _ENDINGS if mask + ending in names]
     return PatientFiles(name, volumes, masks[0] if masks else None, tuple(remarks))
 

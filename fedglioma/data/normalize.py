@@ -11,6 +11,8 @@ from fedglioma.scale import PERCENTILES, Landmarks
 MIDDLE: Final = 50.0
 HALF_RANGE: Final = 25.0
 _LEAST_RISE: Final = 1e-6
+_LEAST_GAP: Final = 0.02
+"""Of the span between the outer landmarks, below which two of them do not say how steep it goes on."""
 
 
 def zscore_in_brain(array: FloatArray, brain: npt.NDArray[np.bool_]) -> FloatArray:
@@ -63,7 +65,7 @@ def onto_scale(scaled: FloatArray, own: Landmarks, common: Landmarks) -> FloatAr
     80th percentile, as enhancing tumour, is not clipped. 0, which is outside the brain, stays 0.
     """
     knots = np.maximum.accumulate(own) + np.arange(len(own)) * _LEAST_RISE * (own[-1] - own[0])
-    rises = np.diff(common) / np.diff(knots)
+    rises = np.diff(common) / np.maximum(np.diff(knots), _LEAST_GAP * (own[-1] - own[0]))
     moved = np.interp(scaled, knots, common)
     moved = np.where(scaled < knots[0], common[0] + (scaled - knots[0]) * rises[0], moved)
     moved = np.where(scaled > knots[-1], common[-1] + (scaled - knots[-1]) * rises[-1], moved)

@@ -109,7 +109,7 @@ def prepare_cases(
 
     Raises
     ------
-    NoUsableCase
+    NonePrepared
         Cases were given and none of them can be used.
     OSError
         The cache cannot be written; what was finished is kept.
@@ -140,6 +140,17 @@ class _Task:
     inputs: Mapping[Modality, str]
     key: str
     found: Stored | None
+
+
+class NonePrepared(NoUsableCase):
+    """None of the cases can be prepared; ``exclusions`` says of each why."""
+
+    def __init__(self, exclusions: Sequence[Finding]) -> None:
+        first = exclusions[0]
+        super().__init__(
+            f"none of {len(exclusions)} cases can be prepared", f"the first, {first.patient}: {first.message}"
+        )
+        self.exclusions = tuple(exclusions)
 
 
 class _Counter:
@@ -332,7 +343,7 @@ def _doubts_of_files(inputs: Mapping[Modality, str], *, unmoved: bool) -> list[R
 
 
 def _sorted_out(cases: Sequence[Case], settled: Sequence[Stored | VolumeError]) -> Prepared:
-    """Return each case as prepared or excluded; raises ``NoUsableCase`` when none is left."""
+    """Return each case as prepared or excluded; raises ``NonePrepared`` when none is left."""
     prepared: list[PreparedCase] = []
     records: list[Record] = []
     exclusions: list[Finding] = []
@@ -349,10 +360,7 @@ def _sorted_out(cases: Sequence[Case], settled: Sequence[Stored | VolumeError]) 
         prepared.append(outcome.as_case(case))
         records.append(outcome.record)
     if cases and not prepared:
-        first = exclusions[0]
-        raise NoUsableCase(
-            f"none of {len(cases)} cases can be prepared", f"the first, {first.patient}: {first.message}"
-        )
+        raise NonePrepared(exclusions)
     return Prepared(tuple(prepared), tuple(exclusions), tuple(warnings), tuple(records))
 
 

@@ -18,7 +18,7 @@ from scipy import ndimage
 from fedglioma.case import CHANNELS, Frozen, Modality
 from fedglioma.data.contents import Doubt
 from fedglioma.data.harmonize import Grid
-from fedglioma.data.volume import FloatArray, Mask, Volume
+from fedglioma.data.volume import FloatArray, Mask, Volume, VolumeError
 
 MOST_VOXELS: Final = 100_000
 BINS: Final = 48
@@ -144,6 +144,11 @@ def measure(
         Without shading, on the region's grid; NaN where nothing was seen.
     samples : mapping of Modality to Sampled
         The same at the region's sampled voxels.
+
+    Raises
+    ------
+    VolumeError
+        ``no_overlap``: a modality has no voxel among those that are sampled.
     """
     white = _white(samples)
     points = deep_points(region.mask, region.grid)
@@ -152,6 +157,9 @@ def measure(
         joint = None
         if modality != reference:
             joint = standing(images[reference], images[modality], region)
+        if not np.isfinite(sample.corrected).any():
+            reason = f"{modality}: hardly a voxel of it lies in the brain; compare the headers"
+            raise VolumeError("no_overlap", reason)
         found[modality] = _one(volumes[modality], sample, white, points, joint)
     return Quality(
         brain_ml=round(region.millilitres, 1),
@@ -208,6 +216,8 @@ def signal_to_noise(volume: Volume, points: Points) -> float | None:
         step[axis] = 1
         curved -= volume.array[tuple(place + step)]
         curved -= volume.array[tuple(place - step)]
+    if np.percentile(centre, 10) <= 0:  # scaled before it came here: there is no zero to count signal from
+        return None
     noise = _deviation(curved) / np.sqrt(neighbours**2 + neighbours)
     signal = float(np.median(centre))
     return signal / noise if noise > 1e-6 * abs(signal) else None
@@ -326,7 +336,7 @@ def judge(quality: Quality, *, whole_head: bool) -> tuple[Doubt, ...]:
     low, high = VOLUME_WARN_ML
     if not low <= quality.brain_ml <= high:
         least, most = VOLUME_FAIL_ML
-        message = f"the brain has {quality.brain_ml:.0f} mL; usual is {low:.0f} to {high:.0f}"
+        message = f"the brain has {quality.brain_ml:.0f} mL; usual is {low:.0f} mL to {high:.0f} mL"
         certain = not whole_head and not least <= quality.brain_ml <= most
         doubts.append(Doubt("brain_volume", message, certain=certain))
     if quality.mask_agreement is not None and quality.mask_agreement < LEAST_DICE:

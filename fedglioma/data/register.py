@@ -61,11 +61,11 @@ def register(fixed: Volume, moving: Volume) -> Movement:
     """
     still, other = _cubes(fixed), _cubes(moving)
     method = _method()
-    start = sitk.CenteredTransformInitializer(
-        still, other, sitk.Euler3DTransform(), sitk.CenteredTransformInitializerFilter.MOMENTS
-    )
-    method.SetInitialTransform(start, inPlace=False)
     try:
+        start = sitk.CenteredTransformInitializer(
+            still, other, sitk.Euler3DTransform(), sitk.CenteredTransformInitializerFilter.MOMENTS
+        )
+        method.SetInitialTransform(start, inPlace=False)
         found = method.Execute(still, other)
     except RuntimeError as error:
         raise VolumeError(

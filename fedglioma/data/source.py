@@ -48,8 +48,8 @@ class Source:
     @property
     def name(self) -> str:
         """The file's name, or the first one's and how many there are."""
-        first = self.files[0].name
-        return f"{quoted(first)} and {len(self.files) - 1} more" if self.dicom else first
+        first = quoted(self.files[0].name)
+        return f"{first} and {len(self.files) - 1} more" if self.dicom else first
 
     def digest(self) -> str:
         """Return the SHA-256 of the content; raises ``VolumeError`` when it cannot be read."""

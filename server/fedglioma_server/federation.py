@@ -23,7 +23,7 @@ from fedglioma_server.checkpoint import Checkpoints
 from fedglioma_server.coordinator import Coordinator
 from fedglioma_server.heldout import HeldOut
 from fedglioma_server.intensities import Agreed, agree_on_scale, words_of
-from fedglioma_server.records import RoundRecord, write_rounds
+from fedglioma_server.records import RoundRecord, RunRecord, SiteData, write_rounds
 from fedglioma_server.roll import Roll, site_data
 from fedglioma_server.runfolder import RunFolder
 from fedglioma_server.strategy import RoundStrategy
@@ -139,7 +139,7 @@ def _record_sites(
         cell is None for reply in replies for cells in reply.labels.values() for cell in cells[:2]
     )
     folder.update(
-        sites={reply.site: site_data(reply) for reply in replies},
+        sites={reply.site: _site_data(reply, kept) for reply in replies},
         class_counts=counts,
         scale=scale,
         scale_id=None if scale is None else scale.id,
@@ -149,6 +149,14 @@ def _record_sites(
         status="running",
     )
     return counts, scale
+
+
+def _site_data(reply: StatisticsReply, kept: RunRecord) -> SiteData:
+    """Return what is known of a site; of a scale that stands, the noise it was told with."""
+    data = site_data(reply)
+    if kept.scale is None or reply.site not in kept.sites:
+        return data
+    return data.model_copy(update={"landmark_epsilon": kept.sites[reply.site].landmark_epsilon})
 
 
 def _tell_of_scale(coordinator: Coordinator, agreed: Agreed) -> None:

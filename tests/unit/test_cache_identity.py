@@ -149,7 +149,16 @@ def test_voucher_that_was_edited_is_found(folder: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "message", ["SYN00071", "xSYN0007", "SYN 0007x", "19050", "a1905", "M\u00fcller 19610"]
+    "message",
+    [
+        "SYN00071",
+        "xSYN0007",
+        "SYN 0007x",
+        "19050",
+        "a1905",
+        "M\u00fcller 19610",
+        "the brain has 1905 mL; usual is 900 mL to 1905 mL",
+    ],
 )
 def test_part_of_a_word_is_no_id(folder: Path, message: str) -> None:
     change(folder, lambda table: table["record"]["remarks"][0].update(message=message))

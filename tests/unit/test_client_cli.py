@@ -254,6 +254,7 @@ def test_prepare_without_a_usable_case_ends_with_4_and_a_report(
     assert "P1" not in result.stdout
     report = json.loads(Path(envelope["data"]["report"]).read_text(encoding="utf-8"))
     assert "P1" in report["reason"]
+    assert len(report["exclusions"]) == 3
     told = client("prepare", *QUICK)
     assert told.exit_code == 4
     assert told.stderr.splitlines()[-1].startswith("error: ")

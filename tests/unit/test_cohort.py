@@ -97,8 +97,8 @@ def test_every_broken_modality_of_a_case_is_named_at_once(folder: Path) -> None:
     (folder / "P2" / "P2_t2.nii.gz").write_bytes(b"text")
     (finding,) = read_cohort(folder).exclusions
     assert finding.code == "empty"
-    assert "t1 (P2_t1.nii.gz): 0 bytes" in finding.message
-    assert "t2 (P2_t2.nii.gz): not a gzip stream" in finding.message
+    assert "t1 (<P2_t1.nii.gz>): 0 bytes" in finding.message
+    assert "t2 (<P2_t2.nii.gz>): not a gzip stream" in finding.message
 
 
 def test_merged_cohorts_keep_the_first_of_a_patient(folder: Path, tmp_path: Path) -> None:

@@ -130,6 +130,13 @@ def test_one_patient_moves_the_sums_by_no_more_than_the_noise_is_made_for(
     assert sqrt(moved) <= 2 * sqrt(3 * len(CHANNELS)) + 1e-9
 
 
+@pytest.mark.parametrize("number", [29, 31, 20])
+def test_noisy_mean_is_that_of_the_cases_and_not_of_the_published_number(number: int) -> None:
+    low = (24.0, 44.0, 75.0)
+    (told,) = noisy_sums([{Modality.T2: low}] * number, 20, 1e4, SECRET).values()
+    assert told.mean == pytest.approx(low, abs=0.2)
+
+
 def test_noise_has_the_deviation_that_is_told() -> None:
     cases = alike(400)
     drawn = [noisy_sums(cases, 1, 8.0, bytes([n // 256, n % 256]) * 16) for n in range(600)]

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from fedglioma.data.normalize import HALF_RANGE, MIDDLE, brain_percentiles, onto_scale, zscore_in_brain
 from fedglioma.data.volume import VolumeError
+from fedglioma.scale import PERCENTILES
 
 SHAPE = (6, 5, 4)
 BRAIN = np.zeros(SHAPE, bool)
@@ -58,6 +59,15 @@ def test_landmarks_land_on_the_scale_and_beyond_them_the_lines_go_on() -> None:
     np.testing.assert_allclose(moved[:5], common, atol=1e-3)
     np.testing.assert_allclose(moved[5:7], [-80.0, 140.0], atol=1e-2)
     assert onto_scale(values, own, common)[7] == 0
+
+
+def test_landmarks_that_coincide_make_no_voxel_infinite() -> None:
+    values = np.random.default_rng(0).normal(0, 1.2, 40_000).round()
+    scaled = ((values - values.mean()) / values.std()).astype(np.float32)
+    own = tuple(np.percentile(scaled, PERCENTILES).tolist())
+    assert len(set(own)) < len(own)
+    moved = onto_scale(scaled, own, (0.0, 45.0, 67.0, 87.0, 100.0)).astype(np.float16)
+    assert np.isfinite(moved).all()
 
 
 def test_percentiles_are_those_of_the_brain_alone() -> None:

@@ -20,7 +20,7 @@ from fedglioma.data.quality import (
     signal_to_noise,
     standing,
 )
-from fedglioma.data.volume import Volume
+from fedglioma.data.volume import Volume, VolumeError
 
 
 def ball(side: int, radius: float) -> np.ndarray:
@@ -70,6 +70,14 @@ def test_signal_to_noise_does_not_change_with_the_unit_of_brightness_or_the_axes
         plain, rel=1e-4
     )
     assert signal_to_noise(Volume(array, turned), points) == pytest.approx(plain, rel=0.05)
+
+
+def test_images_that_were_centred_before_have_no_signal_to_count() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.normal(0, 1, (40, 40, 40)).astype(np.float32)
+    points = np.stack(np.meshgrid(*[np.arange(5.0, 35.0)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    assert signal_to_noise(Volume(image, np.eye(4)), points) is None
+    assert signal_to_noise(Volume(image + 50, np.eye(4)), points) == pytest.approx(50, rel=0.05)
 
 
 def test_where_there_is_too_little_to_tell_nothing_is_told() -> None:
@@ -181,6 +189,10 @@ def test_all_figures_of_a_case() -> None:
     assert first.white_raw is not None
     assert first.white == pytest.approx((first.white_raw - 100) / 10, abs=1e-3)
     assert first.white_raw > first.raw
+    nothing = np.full_like(samples[Modality.T2].raw, np.nan)
+    samples[Modality.T2] = Sampled(nothing, nothing, nothing)
+    with pytest.raises(VolumeError, match="t2: hardly a voxel"):
+        measure(volumes, images, samples, Modality.T1, region)
 
 
 @pytest.mark.parametrize(

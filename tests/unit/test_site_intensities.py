@@ -69,6 +69,15 @@ def test_site_that_is_off_is_refused_with_the_distance(tmp_path, cases):
     assert "henan-" not in str(refused.value)
 
 
+def test_refusal_tells_nothing_of_a_sequence_of_too_few_cases(tmp_path, cases, caplog):
+    scale = fit_scale([landmarks_of(hospital(tmp_path, cases), RUN)])
+    dark = tuple(replace(case, percentiles=dict.fromkeys(case.percentiles, DARK)) for case in cases)
+    with pytest.raises(ScaleError) as refused:
+        cases_on_scale(hospital(tmp_path, dark, limit=10), scale)
+    assert str(refused.value).startswith("intensities: the mean landmarks lie too far from the consortium's")
+    assert "points off" in caplog.text, "its own log has the distance"
+
+
 def test_scale_of_the_last_run_is_kept_for_the_quality_report(tmp_path, cases):
     site = hospital(tmp_path, cases)
     assert last_scale(site.config) is None
