@@ -14,8 +14,6 @@ classes of T1, 1 voxel inside it and at least 10 mm from the tumour. ``--synthet
 which white matter and the image without any field are known.
 """
 
-import argparse
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813 - the name that its own manual uses
-from page import fill
+from page import fill, parser_of
 from scipy import ndimage
 from subjects import patients_of, phantoms, read_subject, tumour_of
 
@@ -196,16 +194,10 @@ def table(found: dict[tuple[Modality, float], list[Found]]) -> str:
 
 def main() -> None:
     """Measure, print, and write the table where asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--data", type=Path, default=os.environ.get("FEDGLIOMA_REAL_DATA"), help="folder of real cases"
-    )
+    parser = parser_of(__doc__, page="docs/geometry.md")
     parser.add_argument("--patients", type=int, default=15)
     parser.add_argument("--synthetic", action="store_true", help="made-up heads instead of real cases")
     parser.add_argument("--each", action="store_true", help="print every image's figures")
-    parser.add_argument("--out", type=Path, help="page whose table is replaced, docs/geometry.md")
     asked = parser.parse_args()
     if asked.data is None and not asked.synthetic:
         parser.error("give --data, set FEDGLIOMA_REAL_DATA, or use --synthetic")

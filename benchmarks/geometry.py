@@ -13,7 +13,6 @@ sequences, and ``native_grid/``, the scanners' own voxels. ``--synthetic`` takes
 """
 
 import argparse
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from motion import Scan, draw_movement, taken, target_error
-from page import fill
+from page import fill, parser_of
 from subjects import file_of, patients_of, phantoms
 
 from fedglioma.case import Modality
@@ -202,18 +201,12 @@ def wanted(kind: Kind, asked: argparse.Namespace) -> bool:
 
 def main() -> None:
     """Measure, print, and write the table where asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--data", type=Path, default=os.environ.get("FEDGLIOMA_REAL_DATA"), help="folder of real cases"
-    )
+    parser = parser_of(__doc__, page="docs/geometry.md")
     parser.add_argument("--trials", type=int, default=20, help="movements of each kind")
     parser.add_argument("--synthetic", action="store_true", help="made-up heads instead of real cases")
     parser.add_argument("--only", help="only kinds whose name holds this")
     parser.add_argument("--each", action="store_true", help="print every trial")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="page whose table is replaced, docs/geometry.md")
     asked = parser.parse_args()
     if asked.data is None and not asked.synthetic:
         parser.error("give --data, set FEDGLIOMA_REAL_DATA, or use --synthetic")

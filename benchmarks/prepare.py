@@ -16,7 +16,6 @@ give float32 arrays of shape (4, 128, 128, 128). The ways take turns, and the me
 import argparse
 import json
 import multiprocessing
-import os
 import re
 import tempfile
 import time
@@ -29,7 +28,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from motion import Scan, draw_movement, taken
-from page import fill
+from page import fill, parser_of
 from subjects import Phantom, file_of, patients_of, phantoms
 
 from fedglioma.case import CHANNELS, Case, Modality
@@ -237,15 +236,9 @@ def report(asked: argparse.Namespace, scratch: Path) -> str:
 
 def main() -> None:
     """Measure, print, and write the table where asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--data", type=Path, default=os.environ.get("FEDGLIOMA_REAL_DATA"), help="folder of real cases"
-    )
+    parser = parser_of(__doc__, page="docs/preparation.md")
     parser.add_argument("--patients", type=int, default=2, help="of each kind")
     parser.add_argument("--samples", type=int, default=12, help=f"of each way, {ROUNDS} times over")
-    parser.add_argument("--out", type=Path, help="page whose table is replaced, docs/preparation.md")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         text = report(asked, Path(scratch))

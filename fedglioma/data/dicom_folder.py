@@ -1,11 +1,11 @@
 """A patient's folder of DICOM: which series stands for which sequence, and whose images they are.
 
-``choose_series`` needs headers only and is what reading a cohort asks; ``read_dicom_patient`` also
-converts. ``compare_patients`` finds a study that lies in another patient's folder.
+``choose_series`` needs headers only; the chosen files are converted when the case is prepared.
+``compare_patients`` finds a study that lies in another patient's folder.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,11 +13,8 @@ from typing import Final
 from fedglioma.case import CHANNELS, Modality
 from fedglioma.data.cache import Remark
 from fedglioma.data.dicom import WHOLE_HEAD, Limits, Series, find_series
-from fedglioma.data.dicom_header import TechnicalHeader
-from fedglioma.data.dicom_volume import files_digest, read_files
 from fedglioma.data.dicom_walk import place_of
 from fedglioma.data.sequence import NO_MAP, SeriesMap
-from fedglioma.data.volume import Volume, VolumeError
 from fedglioma.pseudonym import patient_tag
 
 _ROUNDED_MM: Final = 2
@@ -43,16 +40,6 @@ class PatientSeries:
         return {
             modality: self.candidates[modality][0] for modality in CHANNELS if modality in self.candidates
         }
-
-
-@dataclass(frozen=True)
-class DicomPatient:
-    """One patient's volumes with what may be kept of their headers, and the digests of their files."""
-
-    volumes: Mapping[Modality, Volume]
-    headers: Mapping[Modality, TechnicalHeader]
-    digests: Mapping[Modality, str]
-    remarks: tuple[Remark, ...]
 
 
 def choose_series(
@@ -92,34 +79,6 @@ def choose_series(
             doubt = f"{best}: taken for {modality}: {reasons}"
             remarks.append(Remark(code="sequence_doubt", message=doubt))
     return PatientSeries(folder, candidates, tuple(remarks), tags, own)
-
-
-def read_dicom_patient(
-    folder: Path, secret: bytes, *, series_map: SeriesMap = NO_MAP, limits: Limits = WHOLE_HEAD
-) -> DicomPatient:
-    """Return one volume per sequence of a patient's folder; of a series that fails, the next best is tried.
-
-    Raises
-    ------
-    VolumeError
-        As ``choose_series``; a sequence without a usable series is a remark and not there.
-    """
-    patient = choose_series(folder, secret, series_map=series_map, limits=limits)
-    volumes: dict[Modality, Volume] = {}
-    headers: dict[Modality, TechnicalHeader] = {}
-    digests: dict[Modality, str] = {}
-    remarks = list(patient.remarks)
-    for modality, ranked in patient.candidates.items():
-        for series in ranked:
-            try:
-                digest = files_digest(series.files)
-                volumes[modality] = read_files(series.files, digest)
-            except VolumeError as error:
-                remarks.append(_about(series, folder.resolve(), error.code, error.reason))
-                continue
-            headers[modality], digests[modality] = series.header, digest
-            break
-    return DicomPatient(volumes, headers, digests, tuple(remarks))
 
 
 def compare_patients(patients: Iterable[PatientSeries]) -> Iterator[tuple[Path, Remark]]:
@@ -167,8 +126,3 @@ def _rank(series: Series) -> tuple[float, int, int]:
 
 def _about(series: Series, root: Path, code: str, reason: str) -> Remark:
     return Remark(code=code, message=f"{place_of(series.files, root)}: {reason}")
-
-
-def files_of(chosen: Mapping[Modality, Series]) -> dict[Modality, Sequence[Path]]:
-    """Return the chosen files per sequence: what a case needs to remember to be read later."""
-    return {modality: series.files for modality, series in chosen.items()}

@@ -4,7 +4,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Final
 
-from fedglioma.data.dicom_folder import PatientSeries, choose_series, compare_patients, files_of
+from fedglioma.data.dicom_folder import PatientSeries, choose_series, compare_patients
 from fedglioma.data.dicom_walk import Findings, image_files
 from fedglioma.data.layout import Found, Layout, PatientFiles, find_patients, patient_folders
 from fedglioma.data.sequence import read_series_map
@@ -67,7 +67,7 @@ def _files(patient: PatientSeries, doubts: list[tuple[str, str]]) -> PatientFile
     # With somebody else's images alone, the markers of the row would be another's.
     others = [] if patient.own in patient.tags else [why for code, why in doubts if code == "other_patient"]
     remarks = [(remark.code, remark.message) for remark in patient.remarks]
-    series = {modality: tuple(files) for modality, files in files_of(patient.chosen).items()}
+    series = {modality: one.files for modality, one in patient.chosen.items()}
     headers = [one.header for one in patient.chosen.values()]
     names = next(((header.manufacturer, header.model) for header in headers), ())
     return PatientFiles(

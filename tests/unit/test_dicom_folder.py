@@ -8,11 +8,11 @@ import pydicom
 import pytest
 
 from fedglioma.case import CHANNELS, Modality
-from fedglioma.data import dicom_folder
-from fedglioma.data.dicom_folder import choose_series, compare_patients, read_dicom_patient
+from fedglioma.data.dicom_folder import PatientSeries, choose_series, compare_patients
+from fedglioma.data.dicom_volume import files_digest, read_files
 from fedglioma.data.dicom_write import PROTOCOLS, Protocol, write_series
 from fedglioma.data.sequence import read_series_map
-from fedglioma.data.volume import Volume, VolumeError
+from fedglioma.data.volume import Volume
 from tests.dicom_fixture import SECRET, edit, head, oblique, places, values_at, write_patient, write_t2
 
 T1CE = PROTOCOLS[Modality.T1CE]
@@ -22,19 +22,21 @@ def codes(folder: Path) -> list[str]:
     return [remark.code for remark in choose_series(folder, SECRET).remarks]
 
 
+def volumes_of(patient: PatientSeries) -> dict[Modality, Volume]:
+    return {m: read_files(one.files, files_digest(one.files)) for m, one in patient.chosen.items()}
+
+
 def test_all_four_sequences_are_read(tmp_path: Path) -> None:
     write_patient(tmp_path / "P1")
-    patient = read_dicom_patient(tmp_path / "P1", SECRET)
-    assert tuple(patient.volumes) == CHANNELS
+    patient = choose_series(tmp_path / "P1", SECRET)
+    volumes = volumes_of(patient)
+    assert tuple(volumes) == CHANNELS
     assert patient.remarks == ()
-    assert len(set(patient.digests.values())) == 4
     for number, modality in enumerate(Modality, 1):
         points = places(head(number))
-        np.testing.assert_array_equal(
-            values_at(patient.volumes[modality], points), values_at(head(number), points)
-        )
-    assert patient.headers[Modality.FLAIR].inversion_ms == 2500
-    assert patient.headers[Modality.T1CE].contrast
+        np.testing.assert_array_equal(values_at(volumes[modality], points), values_at(head(number), points))
+    assert patient.chosen[Modality.FLAIR].header.inversion_ms == 2500
+    assert patient.chosen[Modality.T1CE].header.contrast
 
 
 def fine(seed: int = 7) -> Volume:
@@ -72,25 +74,6 @@ def test_of_equals_the_later_t1ce_and_the_earlier_of_the_others_count(
         protocol = dataclasses.replace(PROTOCOLS[modality], acquired=clock)
         write_series(tmp_path / str(number), head(number), protocol, patient="P1", number=number)
     assert choose_series(tmp_path, SECRET).chosen[modality].number == chosen
-
-
-def test_a_series_that_fails_gives_way_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    best = write_series(
-        tmp_path / "a", head(1, spacing=(5.5, 5.5, 5.0)), PROTOCOLS[Modality.T2], patient="P1"
-    )
-    second = write_series(tmp_path / "b", head(2), PROTOCOLS[Modality.T2], patient="P1", number=2)
-    read = dicom_folder.read_files
-
-    def fails(files: list[Path], digest: str) -> Volume:
-        if files[0].parent == best[0].parent:
-            raise VolumeError("conversion", "cannot")
-        return read(files, digest)
-
-    monkeypatch.setattr(dicom_folder, "read_files", fails)
-    patient = read_dicom_patient(tmp_path, SECRET)
-    assert patient.headers[Modality.T2].spacing_mm == (6.0, 5.5, 5.0)
-    assert [remark.code for remark in patient.remarks] == ["not_chosen", "conversion"]
-    assert second[0].parent.name not in patient.remarks[1].message
 
 
 def test_a_doubtful_choice_is_told_and_an_unclear_one_not_used(tmp_path: Path) -> None:
@@ -171,14 +154,14 @@ def test_nothing_of_who_it_is_comes_out(
     for path in gap:
         plant(path)
     gap[7].unlink()
-    patient = read_dicom_patient(tmp_path, SECRET)
     chosen = choose_series(tmp_path, SECRET)
+    volumes = volumes_of(chosen)
     out, err = capfd.readouterr()
-    shown = repr((patient, chosen)).replace(str(tmp_path), "") + out + err + caplog.text
-    assert set(patient.volumes) == {Modality.T2}
-    assert len(patient.remarks) == len(damages)
+    shown = repr((chosen, volumes)).replace(str(tmp_path), "") + out + err + caplog.text
+    assert set(volumes) == {Modality.T2}
+    assert len(chosen.remarks) == len(damages)
     assert not [text for text in PLANTED if text in shown.upper()]
-    assert not [text for text in PLANTED if text.encode() in patient.volumes[Modality.T2].array.tobytes()]
+    assert not [text for text in PLANTED if text.encode() in volumes[Modality.T2].array.tobytes()]
 
 
 def test_geometry_of_chosen_series_is_that_of_the_files(tmp_path: Path) -> None:
