@@ -40,6 +40,21 @@ class Gene(StrEnum):
 
 GENES: tuple[Gene, ...] = tuple(Gene)
 
+
+class Task(StrEnum):
+    """What a network can be asked of a case: a marker's status, or where the tumour is.
+
+    A marker's task equals its ``Gene``, as a key too.
+    """
+
+    IDH = "idh"
+    ATRX = "atrx"
+    CODEL = "codel_1p19q"
+    SEGMENTATION = "segmentation"
+
+
+TASKS: tuple[Task, ...] = tuple(Task)
+
 GENE_TITLES: dict[Gene, str] = {Gene.IDH: "IDH", Gene.ATRX: "ATRX", Gene.CODEL: "1p/19q"}
 CLASS_TITLES: dict[Gene, tuple[str, str]] = {
     Gene.IDH: ("wild-type", "mutant"),
