@@ -94,7 +94,7 @@ def add_one(request: TrainRequest, weights: FlatArrays, site: Site) -> tuple[Tra
         weights=dict.fromkeys(GROUPS, float(sum(COUNTS))),
         steps=1,
         loss=None,
-        loss_by_gene=dict.fromkeys(GENES),
+        loss_by_task=dict.fromkeys(GENES),
         seconds={},
     )
     return reply, packed

@@ -56,6 +56,12 @@ class Task(StrEnum):
 TASKS: tuple[Task, ...] = tuple(Task)
 
 GENE_TITLES: dict[Gene, str] = {Gene.IDH: "IDH", Gene.ATRX: "ATRX", Gene.CODEL: "1p/19q"}
+TASK_TITLES: dict[Task, str] = {
+    Task.IDH: "IDH",
+    Task.ATRX: "ATRX",
+    Task.CODEL: "1p/19q",
+    Task.SEGMENTATION: "Tumour",
+}
 CLASS_TITLES: dict[Gene, tuple[str, str]] = {
     Gene.IDH: ("wild-type", "mutant"),
     Gene.ATRX: ("wild-type", "mutant"),

@@ -6,9 +6,9 @@ suppressed cell of another table would follow by subtraction. A limit of 1 chang
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from fedglioma.case import GENES, UNKNOWN, Case, Frozen, Gene, subset_name
+from fedglioma.case import GENES, TASKS, UNKNOWN, Case, Frozen, Gene, Task, subset_name
 
 Cells = tuple[int | None, int | None, int | None]
 """Wild-type or intact, mutant or codeleted, unknown; None where suppressed."""
@@ -20,6 +20,7 @@ class SiteCounts(Frozen):
     cases: int
     labels: dict[Gene, Cells]
     modalities: dict[str, int | None]
+    masks: int | None
     weights: dict[str, float]
     limit: int
 
@@ -39,19 +40,29 @@ def estimate(cell: int | None, limit: int) -> float:
     return limit / 2 if cell is None else float(cell)
 
 
-def gene_weights(labels: Mapping[Gene, Cells], limit: int) -> dict[str, float]:
-    """Return each gene's weight: the sum of its two published cells, a suppressed one half the limit."""
-    return {gene.value: estimate(labels[gene][0], limit) + estimate(labels[gene][1], limit) for gene in GENES}
+def task_weights(labels: Mapping[Gene, Cells], masks: int | None, limit: int) -> dict[str, float]:
+    """Return each task's weight: of its published cells, a suppressed one half the limit."""
+    genes = {
+        gene.value: estimate(labels[gene][0], limit) + estimate(labels[gene][1], limit) for gene in GENES
+    }
+    return genes | {Task.SEGMENTATION.value: estimate(masks, limit)}
 
 
-def count_cases(cases: Sequence[Case], limit: int) -> SiteCounts:
+def has_target(case: Case, tasks: Collection[Task]) -> bool:
+    """Whether a case has anything that a network of these tasks can be trained on."""
+    outlined = Task.SEGMENTATION in tasks and case.mask is not None
+    return outlined or any(case.genotype.label(gene) != UNKNOWN for gene in GENES if gene in tasks)
+
+
+def count_cases(cases: Sequence[Case], limit: int, tasks: Collection[Task] = TASKS) -> SiteCounts:
     """Return a site's publishable counts and the aggregation weights that follow from them alone.
 
-    The trunk's weight is the rounded number of cases with any known label; a gene's weight follows from
+    The trunk's weight is the rounded number of cases that can be trained on; a task's weight follows from
     its published cells.
     """
     labels: dict[Gene, Cells] = {}
-    trunk = round_up(sum(case.genotype.known for case in cases), limit)
+    trunk = round_up(sum(has_target(case, tasks) for case in cases), limit)
+    masks = suppress(sum(case.mask is not None for case in cases), limit)
     for gene in GENES:
         tally = Counter(case.genotype.label(gene) for case in cases)
         wild, mutant, unknown = (suppress(tally[label], limit) for label in (0, 1, UNKNOWN))
@@ -61,7 +72,8 @@ def count_cases(cases: Sequence[Case], limit: int) -> SiteCounts:
         cases=round_up(len(cases), limit),
         labels=labels,
         modalities={name: suppress(count, limit) for name, count in sorted(subsets.items())},
-        weights={"trunk": float(trunk)} | gene_weights(labels, limit),
+        masks=masks,
+        weights={"trunk": float(trunk)} | task_weights(labels, masks, limit),
         limit=limit,
     )
 

@@ -5,18 +5,20 @@ What is shared, and with which weight it enters the mean over the sites:
 =====================  =====================================================================
 group                  content and aggregation weight
 =====================  =====================================================================
-``trunk``              every parameter that serves all genes, and the floating-point buffers of
-                       batch normalisation (reference preset); weighted by labelled cases
+``trunk``              every parameter that serves all tasks, and the floating-point buffers of
+                       batch normalisation (reference preset); weighted by the cases that have
+                       anything to train on
 ``idh`` ``atrx``       the gene's head and its uncertainty weight s_t; weighted by the cases whose
 ``codel_1p19q``        label of that gene is known, so a site without them never moves the head
+``segmentation``       the layers that outline the tumour alone; weighted by the cases with a mask
 =====================  =====================================================================
 
 What stays at the site and is made anew each round: the optimizer's state. What is never sent: integer
 buffers, margins and class weights of the loss (they follow from the class counts of the run), and with
 FedBN the batch and group normalisation layers.
 
-Each group travels as one flat array, because Flower pays per array, not per byte; of which numbers,
-``payload.py`` says.
+Each group travels as one flat array, empty where the network has nothing in it, because Flower pays per
+array, not per byte; of which numbers, ``payload.py`` says.
 """
 
 import hashlib
@@ -33,12 +35,12 @@ from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedglioma.case import CHANNELS, GENES
+from fedglioma.case import CHANNELS, GENES, TASKS
 from fedglioma.errors import ProtocolError
 from fedglioma.machine import joined
 
 TRUNK = "trunk"
-GROUPS: tuple[str, ...] = (TRUNK, *(gene.value for gene in GENES))
+GROUPS: tuple[str, ...] = (TRUNK, *(task.value for task in TASKS))
 
 FlatArrays = dict[str, NDArray[np.float32]]
 """One flat array per group, in the order of ``GROUPS``."""
@@ -54,7 +56,7 @@ _HEADER_BYTES = 4096
 
 
 def group_of(name: str) -> str:
-    """Return a tensor's group: ``model.heads.<gene>.*`` and ``loss.weights.<gene>.*`` are the gene's."""
+    """Return a tensor's group: ``model.heads.<task>.*`` and ``loss.weights.<task>.*`` are the task's."""
     parts = name.split(".")
     if (
         parts[0] in ("model", "loss")
@@ -159,6 +161,23 @@ class Layout:
             views[name] = arrays[group][start[group] : start[group] + size].reshape(shape)
             start[group] += size
         return views
+
+    def flat(self, tensors: Mapping[str, NDArray[Any]], place: str) -> FlatArrays:
+        """Return named tensors as flat arrays; ``place`` is what an error names.
+
+        Raises
+        ------
+        ProtocolError
+            A tensor is missing or has another shape or type.
+        """
+        arrays = self.empty()
+        for name, view in self.named(arrays).items():
+            tensor = tensors.get(name)
+            if tensor is None or tensor.shape != view.shape or tensor.dtype != np.float32:
+                found = "missing" if tensor is None else f"{tensor.dtype} {tensor.shape}"
+                raise ProtocolError(f"{place}: {name} should be float32 {view.shape}, found {found}")
+            view[...] = tensor
+        return arrays
 
 
 def pack(model: nn.Module, loss: nn.Module, *, whole: bool = False) -> FlatArrays:

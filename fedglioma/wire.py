@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from pydantic import ConfigDict, Field, NonNegativeFloat, ValidationError
 
-from fedglioma.case import Frozen, Gene, Modality
+from fedglioma.case import Frozen, Gene, Modality, Task
 from fedglioma.config.run import Payload, RunConfig
 from fedglioma.errors import ProtocolError
 from fedglioma.linkage import MOST_TAGS, Tag
@@ -56,6 +56,7 @@ class StatisticsReply(Body):
     cases: int = Field(ge=0, description="rounded up to a multiple of the small-cell limit")
     labels: dict[Gene, tuple[int | None, int | None, int | None]]
     modalities: dict[str, int | None]
+    masks: int | None = Field(default=0, description="cases whose tumour somebody outlined")
     weights: dict[str, NonNegativeFloat] = Field(
         description="aggregation weight per group, from the published counts"
     )
@@ -111,7 +112,7 @@ class TrainReply(Body):
     weights: dict[str, NonNegativeFloat]
     steps: int
     loss: float | None
-    loss_by_gene: dict[Gene, float | None]
+    loss_by_task: dict[Task, float | None]
     seconds: dict[str, float]
 
 

@@ -166,7 +166,7 @@ def update(message: Message, packed: Packed, site: str, groups: Iterable[str] = 
         weights=dict.fromkeys(groups, 10.0),
         steps=1,
         loss=1.0,
-        loss_by_gene=dict.fromkeys(GENES, 1.0),
+        loss_by_task=dict.fromkeys(GENES, 1.0),
         seconds={"train": 0.1},
     )
     return reply_to(message, said, packed)

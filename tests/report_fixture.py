@@ -256,7 +256,7 @@ def _round(
             weights={"trunk": 60.0 + 5 * i, "idh": 55.0 + 5 * i, "atrx": 42.5, "codel_1p19q": 50.0},
             steps=30 + 2 * i,
             loss=level + 0.1 * i + float(random.normal(0, 0.04)),
-            loss_by_gene=dict.fromkeys(GENES, level),
+            loss_by_task=dict.fromkeys(GENES, level),
             seconds={"load": 1.2, "train": 62.5 + 7 * i, "pack": 0.05},
             bytes_down=PAYLOAD + 2_000,
             bytes_up=PAYLOAD + 900,
@@ -274,7 +274,7 @@ def _round(
         heldout=HeldOutRound(
             cases=57,
             loss=sum(losses.values()) / 3,
-            loss_by_gene={**losses, Gene.CODEL: None} if blind else losses,
+            loss_by_task={**losses, Gene.CODEL: None} if blind else losses,
             auc={**undefined, Gene.IDH: 0.5 + 0.1 * number} if blind else auc,
             accuracy={**undefined, Gene.IDH: 0.6} if blind else dict.fromkeys(GENES, 0.7),
         ),

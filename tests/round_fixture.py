@@ -101,7 +101,7 @@ def answer(
         "weights": {},
         "steps": 1,
         "loss": None,
-        "loss_by_gene": dict.fromkeys(GENES),
+        "loss_by_task": dict.fromkeys(GENES),
         "seconds": {},
     }
     reply = reply_to(message, TrainReply.model_validate(table | changed), packed)

@@ -1,26 +1,19 @@
 """One round of a site's work: counts for the statistics round, weights for a training round."""
 
 import time
-from collections.abc import Sequence
-from functools import partial
 from importlib.metadata import version
 
 import numpy as np
 import torch
 
-from fedglioma.case import GENES, UNKNOWN, Gene
+from fedglioma.case import GENES, Gene
 from fedglioma.config.run import RunConfig
-from fedglioma.counts import count_cases
-from fedglioma.data.augment import Augmentation
-from fedglioma.data.dataset import CaseDataset
-from fedglioma.data.loader import train_batches
-from fedglioma.data.prepared import PreparedCase
+from fedglioma.counts import count_cases, has_target
 from fedglioma.errors import DataError, FedGliomaError, ProtocolError
-from fedglioma.losses.proximal import proximal_penalty
 from fedglioma.payload import forms, update
-from fedglioma.seeds import derive_seed, seed_torch
-from fedglioma.training.fit import FitSummary, fit_epoch, parameter_groups
-from fedglioma.training.learner import Learner, build_learner, layout_of
+from fedglioma.seeds import seed_torch
+from fedglioma.training.learner import build_learner, layout_of
+from fedglioma.training.local import LocalWork, train_locally
 from fedglioma.weights import Forms, Packed, digest_of, pack, unpack
 from fedglioma.wire import StatisticsReply, StatisticsRequest, TrainReply, TrainRequest
 from fedglioma_client.intensities import cases_on_scale, landmarks_of
@@ -28,16 +21,13 @@ from fedglioma_client.linkage import name_shared, tags_of
 from fedglioma_client.norms import OwnNorms
 from fedglioma_client.site import Site, agree
 
-FLIP = 0.5
-INTENSITY = 0.1
-"""Probability of a flip per axis; half-width of scale and shift (MDPNet's published code)."""
-
 
 def statistics_round(request: StatisticsRequest, site: Site) -> StatisticsReply:
     """Return what the site publishes of itself: counts under the small-cell rule and its layout's digest."""
     agree(site.config, request.settings)
     landmarks = landmarks_of(site, request.settings) if request.landmarks else {}
-    counts = count_cases([prepared.case for prepared in site.cases], site.config.small_cell_limit)
+    cases = [prepared.case for prepared in site.cases]
+    counts = count_cases(cases, site.config.small_cell_limit, request.settings.tasks)
     return StatisticsReply(
         site=site.config.site,
         version=version("fedglioma"),
@@ -45,6 +35,7 @@ def statistics_round(request: StatisticsRequest, site: Site) -> StatisticsReply:
         cases=counts.cases,
         labels=counts.labels,
         modalities=counts.modalities,
+        masks=counts.masks,
         weights=counts.weights,
         small_cell_limit=counts.limit,
         landmarks=landmarks,
@@ -62,9 +53,9 @@ def expected_weights(settings: RunConfig) -> Forms:
 def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[TrainReply, Packed]:
     """Train the global weights on the site's cases for one round.
 
-    Returns the report and the site's update as it travels. Only cases with at least one known label are
-    trained on. The optimizer starts afresh each round; its state stays here and is forgotten. With FedBN
-    the normalisation layers are the site's own and are kept for the next round.
+    Returns the report and the site's update as it travels. Only cases with a target of at least one of the
+    network's tasks are trained on. The optimizer's state stays here and is forgotten. With FedBN the
+    normalisation layers are the site's own and are kept for the next round.
 
     Raises
     ------
@@ -82,7 +73,7 @@ def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[Tra
     name_shared(site, settings, request.shared)
     started = time.perf_counter()
     cases = cases_on_scale(site, request.scale)
-    labelled = [prepared for prepared in cases if prepared.case.genotype.known]
+    labelled = [prepared for prepared in cases if has_target(prepared.case, settings.tasks)]
     if not labelled:
         raise DataError("no case with a known label to train on")
     torch.set_num_threads(config.threads or torch.get_num_threads())
@@ -99,7 +90,8 @@ def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[Tra
     learner.to(device)
     prepared_s = time.perf_counter() - started
 
-    summary = _train(request, labelled, config.site, learner, device)
+    work = LocalWork(settings, labelled, config.site, request.round, request.proximal_mu)
+    summary = train_locally(learner, work, device)
 
     packing = time.perf_counter()
     arrays = pack(learner.model, learner.loss)
@@ -109,7 +101,7 @@ def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[Tra
     digest = digest_of(packed)
     if norms is not None:
         norms.save(learner.model, request.round)
-    published = count_cases([prepared.case for prepared in site.cases], config.small_cell_limit)
+    published = count_cases([item.case for item in site.cases], config.small_cell_limit, settings.tasks)
     seconds = {
         "setup": prepared_s,
         "load": summary.load_s,
@@ -125,56 +117,15 @@ def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[Tra
         weights=published.weights,
         steps=summary.steps,
         loss=publishable_loss(summary.loss, len(labelled), config.small_cell_limit),
-        loss_by_gene={
-            gene: publishable_loss(
-                value,
-                sum(item.case.genotype.label(gene) != UNKNOWN for item in labelled),
-                config.small_cell_limit,
+        loss_by_task={
+            task: publishable_loss(
+                value, sum(has_target(item.case, (task,)) for item in labelled), config.small_cell_limit
             )
-            for gene, value in summary.loss_by_gene().items()
+            for task, value in summary.loss_by_task().items()
         },
         seconds={phase: round(value, 4) for phase, value in seconds.items()},
     )
     return reply, packed
-
-
-def _train(
-    request: TrainRequest,
-    labelled: Sequence[PreparedCase],
-    site: str,
-    learner: Learner,
-    device: torch.device,
-) -> FitSummary:
-    settings, model, loss = request.settings, learner.model, learner.loss
-    dataset = CaseDataset(
-        labelled,
-        crop=settings.crop,
-        augment=Augmentation(
-            flip=FLIP if settings.flips else 0.0,
-            scale=INTENSITY if settings.intensity else 0.0,
-            shift=INTENSITY if settings.intensity else 0.0,
-        ),
-        seed=derive_seed(settings.seed, "crops", site),
-    )
-    optimizer = torch.optim.Adam(parameter_groups(model, loss, settings.weight_decay), lr=settings.lr)
-    penalty = None
-    if request.proximal_mu > 0:
-        parameters = [*model.parameters(), *loss.parameters()]
-        anchors = [parameter.detach().clone() for parameter in parameters]
-        penalty = partial(proximal_penalty, parameters, anchors, request.proximal_mu)
-    summary = FitSummary()
-    for local_epoch in range(settings.local_epochs):
-        epoch = (request.round - 1) * settings.local_epochs + local_epoch
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate(epoch)
-        batches = train_batches(
-            dataset,
-            batch_size=settings.batch_size,
-            seed=derive_seed(settings.seed, "order", site),
-            epoch=epoch,
-        )
-        fit_epoch(model, loss, optimizer, batches, device=device, penalty=penalty, summary=summary)
-    return summary
 
 
 def local_counts(site: Site) -> dict[Gene, tuple[float, float]]:

@@ -2,21 +2,28 @@
 
 One flat table of scalars; keys in YAML may be written with hyphens or underscores. Defaults are the
 MDPNet paper's recipe with the decisions of its specification (batch 2, Adam, 1e-4, crop 128, width 16,
-group normalisation).
+group normalisation); where another network is chosen, ``RECIPES`` has what its paper does differently.
 """
 
 from collections.abc import Mapping
-from math import ceil
+from math import ceil, cos, pi
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import ConfigDict, Field, model_validator
 
-from fedglioma.case import Frozen
+from fedglioma.case import GENES, Frozen, Gene, Modality, Task
 from fedglioma.config.reading import checked, read_yaml
 from fedglioma.errors import ConfigError
 
+ModelName = Literal["mdpnet", "sgpnet", "resnet50", "densenet121", "senet", "unet", "segresnet", "swinunetr"]
 Preset = Literal["recommended", "reference"]
+Path2 = Literal["t2+flair", "t2", "flair", "none"]
+Attention = Literal["vit+rda", "rda+vit", "rda+rda", "vit+vit"]
+Guide = Literal["idh+atrx", "idh", "atrx", "none"]
+LearningTargets = Literal["both", "idh", "random", "seg"]
+Inference = Literal["auto", "centre", "sliding"]
+PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
 Strategy = Literal[
     "fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedbn", "median", "trimmed_mean", "multikrum"
 ]
@@ -28,18 +35,71 @@ SERVER_LR: dict[str, float] = {"fedavgm": 1.0, "fedadam": 0.1, "fedyogi": 0.01}
 """Flower's own server learning rates; FedAdam's and FedYogi's are the papers' starting points."""
 
 
+MODEL_NAMES: tuple[str, ...] = get_args(ModelName)
+SEGMENTERS: tuple[str, ...] = ("unet", "segresnet", "swinunetr")
+"""Networks that outline the tumour and do nothing else."""
+
+CROP_STEP: dict[str, int] = {"sgpnet": 16, "unet": 16, "segresnet": 8, "swinunetr": 32}
+"""Of what the crop must be a multiple: how often the network halves it."""
+LEAST_CROP: dict[str, int] = {"sgpnet": 32, "unet": 32, "densenet121": 32, "resnet50": 32, "senet": 32}
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "sgpnet": {
+        "width": 8,
+        "crop": 144,
+        "preprocessing": "sgpnet",
+        "schedule": "cosine",
+        "head_lr": 0.5,
+        "weight_decay": 0.0,
+        "shift_voxels": 10,
+        "one_flip": True,
+        "channels_last": True,
+    },
+    "resnet50": {"width": 64},
+    "densenet121": {"width": 32},
+    "senet": {"width": 64},
+    "unet": {"width": 16},
+    "segresnet": {"width": 8},
+    "swinunetr": {"width": 24},
+}
+"""Defaults of the other networks: SGPNet's paper, and the sizes that MONAI's networks were published in."""
+
+_OWN_SWITCHES: dict[str, tuple[str, ...]] = {
+    "mdpnet": ("path2", "attention", "guide"),
+    "sgpnet": ("targets",),
+}
+
+
 class RunConfig(Frozen):
     """Settings of a run; every field can be set on the command line, in the environment or in a file."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    model: Literal["mdpnet"] = Field(default="mdpnet", description="network to train")
+    model: ModelName = Field(default="mdpnet", description="network to train")
     preset: Preset = Field(
         default="recommended",
         description="recommended, or reference: as close to the published code as makes sense",
     )
-    width: int = Field(default=16, ge=1, le=64, description="channels of the first layer; 16 is the paper's")
-    crop: int = Field(default=128, ge=16, le=256, description="edge of the training crop in voxels")
+    path2: Path2 = Field(default="t2+flair", description="sequences of the second path (mdpnet only)")
+    attention: Attention = Field(
+        default="vit+rda", description="deep parts of the first and the second path (mdpnet only)"
+    )
+    guide: Guide = Field(
+        default="idh+atrx", description="what the 1p/19q head is told of the others (mdpnet only)"
+    )
+    targets: LearningTargets = Field(
+        default="both",
+        description="what is learned: IDH and tumour, one of them, or IDH beside random masks (sgpnet only)",
+    )
+    width: int = Field(
+        default=16,
+        ge=1,
+        le=96,
+        description="channels of the first layer; the published size is 16 (mdpnet), 8 (sgpnet)",
+    )
+    crop: int = Field(
+        default=128, ge=16, le=256, description="edge of the training crop in voxels; 144 with sgpnet"
+    )
     spacing_mm: float = Field(
         default=1.0, ge=0.5, le=8.0, description="isotropic voxel edge of the prepared volumes"
     )
@@ -57,12 +117,22 @@ class RunConfig(Frozen):
     rounds: int = Field(default=50, ge=1, description="federated rounds")
     local_epochs: int = Field(default=1, ge=1, description="epochs that a site trains in a round")
     batch_size: int = Field(default=2, ge=1, description="cases in a batch")
+    accumulate: int = Field(
+        default=1, ge=1, description="batches whose gradients are added up before the weights move"
+    )
     lr: float = Field(default=1e-4, gt=0, description="learning rate of Adam at the first epoch")
+    head_lr: float = Field(
+        default=1.0,
+        gt=0,
+        le=10,
+        description="learning rate of the markers' own layers, as a multiple of lr; 0.5 with sgpnet",
+    )
     weight_decay: float = Field(
         default=1e-5, ge=0, description="L2 penalty; never on norms, biases, positions or loss weights"
     )
-    schedule: Literal["poly", "const"] = Field(
-        default="poly", description="poly: lr * (1 - epoch / epochs) ** 0.9 over the whole run; const: none"
+    schedule: Literal["poly", "cosine", "const"] = Field(
+        default="poly",
+        description="over the whole run: poly, lr * (1 - epoch / epochs) ** 0.9; cosine, down to 0; const",
     )
     strategy: Strategy = Field(default="fedavg", description="how updates become one model")
     proximal_mu: float = Field(
@@ -108,7 +178,49 @@ class RunConfig(Frozen):
         description="class counts behind the loss margins: summed over the sites, or each site's own",
     )
     flips: bool = Field(default=True, description="random flips along each axis in training")
+    one_flip: bool = Field(
+        default=False, description="mirror one random axis at most, half of the time, as SGPNet does"
+    )
+    shift_voxels: int = Field(
+        default=0,
+        ge=0,
+        le=32,
+        description="random shift, half of the time, of up to so many voxels per axis",
+    )
     intensity: bool = Field(default=False, description="random intensity scale and shift in training")
+    inference: Inference = Field(
+        default="auto",
+        description="how held-out patients are read: centre crop, sliding window, or as each paper does",
+    )
+    test_flips: bool = Field(
+        default=False, description="average over the eight mirror images of held-out patients"
+    )
+    precision: PrecisionName = Field(
+        default="auto",
+        description="numbers in training; auto: bfloat16 or float16 on a GPU that has them, else float32",
+    )
+    channels_last: bool = Field(
+        default=False, description="lay images out channels last in memory: faster, on for sgpnet"
+    )
+    compile: bool = Field(default=False, description="compile the network first (torch.compile)")
+    checkpointing: bool = Field(
+        default=False, description="compute activations twice instead of keeping them: less memory, slower"
+    )
+    deterministic: bool = Field(
+        default=False, description="only operations that give the same bits every time, where there are such"
+    )
+    ema: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="decay per round of a running mean of the shared weights, which is then what is measured "
+        "and released; 0: none",
+    )
+    early_stopping: int = Field(
+        default=0,
+        ge=0,
+        description="end after this many rounds without a lower loss on the selection patients; 0: never",
+    )
     seed: int = Field(default=1234, ge=0, description="seed of weights, splits, crops, batches")
     selection: float = Field(
         default=0.15, ge=0, lt=1, description="share of patients held out to choose the model (simulation)"
@@ -140,6 +252,32 @@ class RunConfig(Frozen):
     )
     bootstrap: int = Field(default=1000, ge=100, le=100_000, description="resamples behind every interval")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _recipe_of_the_model(cls, table: Any) -> Any:
+        if not isinstance(table, Mapping):
+            return table
+        name = table.get("model")
+        recipe = RECIPES.get(name, {}) if isinstance(name, str) else {}
+        return {**recipe, **table}
+
+    @model_validator(mode="after")
+    def _switches_belong_to_the_model(self) -> Self:
+        for model, names in _OWN_SWITCHES.items():
+            for name in names:
+                if self.model != model and getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name}: a switch of {model} only, this run trains {self.model}")
+        return self
+
+    @model_validator(mode="after")
+    def _network_takes_the_crop(self) -> Self:
+        step, least = CROP_STEP.get(self.model, 1), LEAST_CROP.get(self.model, CROP_STEP.get(self.model, 16))
+        if self.crop % step or self.crop < least:
+            raise ValueError(f"crop: {self.crop}: {self.model} needs a multiple of {step}, {least} or more")
+        if self.preprocessing == "sgpnet" and self.inference == "sliding":
+            raise ValueError("inference: sliding: with preprocessing sgpnet a case is one window already")
+        return self
+
     @model_validator(mode="after")
     def _shares_leave_patients_to_train_on(self) -> Self:
         if self.selection + self.report >= 0.95:
@@ -157,6 +295,38 @@ class RunConfig(Frozen):
         """Token grid of the transformer: ceil(crop / 8) per axis; part of what sites must agree on."""
         edge = ceil(self.crop / 8)
         return edge, edge, edge
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What the network is asked, in task order."""
+        if self.model in SEGMENTERS:
+            return (Task.SEGMENTATION,)
+        if self.model != "sgpnet":
+            return tuple(Task(gene) for gene in GENES)
+        asked = {"idh": (Task.IDH,), "seg": (Task.SEGMENTATION,)}
+        return asked.get(self.targets, (Task.IDH, Task.SEGMENTATION))
+
+    @property
+    def genes(self) -> tuple[Gene, ...]:
+        """The markers among the tasks."""
+        return tuple(gene for gene in GENES if gene in self.tasks)
+
+    @property
+    def path2_modalities(self) -> tuple[Modality, ...]:
+        """``path2`` as modalities."""
+        return tuple(Modality(name) for name in self.path2.split("+") if name != "none")
+
+    @property
+    def guide_genes(self) -> tuple[Gene, ...]:
+        """``guide`` as genes."""
+        return tuple(Gene(name) for name in self.guide.split("+") if name != "none")
+
+    @property
+    def sliding(self) -> bool:
+        """``inference`` with ``auto`` resolved: networks that only segment were published with windows."""
+        if self.inference == "auto":
+            return self.model in SEGMENTERS
+        return self.inference == "sliding"
 
     @property
     def common_scale(self) -> bool:
@@ -186,9 +356,12 @@ class RunConfig(Frozen):
 
     def learning_rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch of the whole run, counted from 0 over all rounds."""
+        done = epoch / (self.rounds * self.local_epochs)
         if self.schedule == "const":
             return self.lr
-        return self.lr * float((1 - epoch / (self.rounds * self.local_epochs)) ** 0.9)
+        if self.schedule == "cosine":
+            return self.lr * (1 + cos(pi * done)) / 2
+        return self.lr * float((1 - done) ** 0.9)
 
     @classmethod
     def from_mapping(cls, table: Mapping[str, Any], place: str) -> Self:

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 
 from fedglioma.case import Frozen
 from fedglioma.config.reading import checked, read_yaml
-from fedglioma.config.run import Payload, Strategy
+from fedglioma.config.run import MODEL_NAMES, Payload, Strategy
 from fedglioma.errors import ConfigError, PolicyError
 
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
@@ -26,7 +26,7 @@ SERVER_ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):(\d{1,5})")
 class Policy(Frozen):
     """What the site agrees to do, whatever the coordinator asks for."""
 
-    models: tuple[str, ...] = ("mdpnet",)
+    models: tuple[str, ...] = MODEL_NAMES
     strategies: tuple[str, ...] = get_args(Strategy)
     payloads: tuple[str, ...] = get_args(Payload)
     purposes: tuple[str, ...] = ("research",)

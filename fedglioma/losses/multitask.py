@@ -6,9 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedglioma.case import GENES, UNKNOWN, Frozen, Gene
+from fedglioma.case import GENES, UNKNOWN, Frozen, Gene, Task
 from fedglioma.errors import ConfigError
 from fedglioma.losses.genotype import LMF, LdamInput
+from fedglioma.losses.tasks import Targets, TaskLoss, at_least_float
 
 Weighting = Literal["uncertainty", "fixed"]
 Form = Literal["reference", "kendall"]
@@ -77,13 +78,11 @@ class FixedWeight(nn.Module):
         return known * self.on_loss * loss
 
 
-class GenotypeLoss(nn.Module):
+class GenotypeLoss(TaskLoss):
     """The sum over genes of weighted LMF losses, divided by the number of cases.
 
-    Dividing by the cases, not by the known labels or by their class weights, keeps the gradient of
-    a case independent of the other cases in its batch. Learned weights are the parameters
-    ``weights.<gene>.log_variance``; they belong to that gene when sites are averaged, and want no
-    weight decay.
+    Learned weights are the parameters ``weights.<gene>.log_variance``; they belong to that gene when sites
+    are averaged, and want no weight decay.
 
     Parameters
     ----------
@@ -126,6 +125,7 @@ class GenotypeLoss(nn.Module):
         missing = [gene.value for gene in GENES if gene not in counts]
         if missing:
             raise ConfigError(f"loss: class counts lack {', '.join(missing)}: count every gene, 0 if unknown")
+        self.tasks = tuple(Task(gene) for gene in GENES)
         self.lmf = nn.ModuleDict()
         self.weights = nn.ModuleDict()
         for gene, start in zip(GENES, initial, strict=True):
@@ -133,37 +133,23 @@ class GenotypeLoss(nn.Module):
             learned = weighting == "uncertainty"
             self.weights[gene.value] = LearnedWeight(start, form) if learned else FixedWeight(form)
 
-    def per_gene(self, logits: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+    def per_task(self, outputs: Mapping[str, Tensor], targets: Targets) -> Tensor:
         """Return the LMF of each case and gene, before the genes are weighed, shape (B, 3).
-
-        Unknown labels give 0. It does not depend on the learned weights, so that it can compare
-        rounds and sites.
 
         Parameters
         ----------
-        logits : mapping from gene name to Tensor of shape (B, 2)
-        labels : Tensor of int64, shape (B, 3)
-            In task order; ``UNKNOWN`` where a marker was not measured.
+        outputs : mapping from gene name to Tensor of shape (B, 2)
         """
-        # Logits in half precision would lose the loss of a case that the network is sure of.
         losses = [
-            self.lmf[gene.value](_at_least_float(logits[gene.value]), labels[:, column])
+            self.lmf[gene.value](at_least_float(outputs[gene.value]), targets.genotype[:, column])
             for column, gene in enumerate(GENES)
         ]
         return torch.stack(losses, dim=1)
 
-    def per_sample(self, logits: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+    def per_sample(self, outputs: Mapping[str, Tensor], targets: Targets) -> Tensor:
         """Return the weighted sum over genes of each case, shape (B,)."""
-        losses = self.per_gene(logits, labels)
-        known = (labels != UNKNOWN).to(losses.dtype)
+        losses = self.per_task(outputs, targets)
+        known = (targets.genotype != UNKNOWN).to(losses.dtype)
         pairs = torch.stack((losses, known), dim=2)  # (B, 3, 2)
         weighted = [self.weights[gene.value](pairs[:, column]) for column, gene in enumerate(GENES)]
         return torch.stack(weighted, dim=1).sum(1)
-
-    def forward(self, logits: Mapping[str, Tensor], labels: Tensor) -> Tensor:
-        """Return the loss of the batch, a scalar; 0 for a batch without cases."""
-        return self.per_sample(logits, labels).sum() / max(len(labels), 1)
-
-
-def _at_least_float(logits: Tensor) -> Tensor:
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

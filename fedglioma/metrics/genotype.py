@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from fedglioma.case import UNKNOWN, Frozen
 from fedglioma.metrics.bootstrap import RESAMPLES, Measure, Statistic, bootstrap
+from fedglioma.metrics.predictions import THRESHOLD
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
-THRESHOLD = 0.5
 LOG_LOSS_FLOOR = 1e-7
 """Probabilities are kept this far from 0 and 1 in the log loss: the resolution of a 32-bit softmax."""
 MIN_PATIENTS = 30

@@ -10,6 +10,7 @@ from fedglioma.case import GENE_TITLES, GENES, Frozen, Gene
 from fedglioma.metrics.bootstrap import CONFIDENCE, RESAMPLES
 from fedglioma.metrics.genotype import GeneMetrics, gene_metrics
 from fedglioma.metrics.predictions import Predictions
+from fedglioma.metrics.segmentation import SegmentationMetrics, segmentation_metrics
 from fedglioma.metrics.who import WhoTable, who_table
 from fedglioma.newfile import replacing
 
@@ -36,7 +37,9 @@ class Evaluation(Frozen):
     overall: dict[Gene, GeneMetrics]
     by_site: dict[str, dict[Gene, GeneMetrics]]
     by_modalities: dict[str, dict[Gene, GeneMetrics]]
-    who: WhoTable
+    who: WhoTable | None = Field(description="None where the network was not asked all markers")
+    segmentation: SegmentationMetrics | None = None
+    segmentation_by_site: dict[str, SegmentationMetrics] = Field(default={})
 
     def write(self, path: Path) -> None:
         """Write ``metrics.json``; a value that does not exist is ``null`` with its reason beside it."""
@@ -62,7 +65,13 @@ def evaluate(
         overall=overall,
         by_site=_by(cases, cases.sites, resamples, seed),
         by_modalities=_by(cases, cases.modalities, resamples, seed),
-        who=who_table(cases, resamples=resamples, seed=seed),
+        who=who_table(cases, resamples=resamples, seed=seed) if cases.genes == GENES else None,
+        segmentation=_tumours(cases, resamples, seed),
+        segmentation_by_site={
+            site: found
+            for site in sorted(set(cases.sites))
+            if (found := _tumours(cases.select(np.array(cases.sites) == site), resamples, seed)) is not None
+        },
     )
 
 
@@ -72,7 +81,15 @@ def _genes(cases: Predictions, resamples: int, seed: int) -> dict[Gene, GeneMetr
             cases.labels[:, i], cases.probabilities[:, i], cases.patients, resamples=resamples, seed=seed
         )
         for i, gene in enumerate(GENES)
+        if gene in cases.genes
     }
+
+
+def _tumours(cases: Predictions, resamples: int, seed: int) -> SegmentationMetrics | None:
+    if cases.tumours is None:
+        return None
+    dice, hd95, found, outlined = cases.tumours.T
+    return segmentation_metrics(dice, hd95, found, outlined, cases.patients, resamples=resamples, seed=seed)
 
 
 def _by(
@@ -86,7 +103,7 @@ def _caution(n_cases: int, overall: dict[Gene, GeneMetrics]) -> str | None:
     if not n_cases:
         return "No case was held out, so nothing was measured."
     measured = {gene: m for gene, m in overall.items() if m.n}
-    if not measured:
+    if overall and not measured:
         return "No held-out patient has a known marker, so nothing could be measured."
     weak = [f"{GENE_TITLES[gene]}: {m.caution}" for gene, m in measured.items() if m.caution is not None]
     if not weak:

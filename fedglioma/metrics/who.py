@@ -19,7 +19,7 @@ from pydantic import FiniteFloat
 from fedglioma.case import UNKNOWN, Frozen
 from fedglioma.errors import DataError
 from fedglioma.metrics.bootstrap import RESAMPLES, Measure, bootstrap
-from fedglioma.metrics.genotype import THRESHOLD, mean_statistic
+from fedglioma.metrics.genotype import mean_statistic
 from fedglioma.metrics.predictions import Predictions
 
 
@@ -104,7 +104,7 @@ def who_class(idh: int, atrx: int, codel: int) -> WhoClass:
 def who_table(predictions: Predictions, *, resamples: int = RESAMPLES, seed: int = 0) -> WhoTable:
     """Return how the predicted classes compare with the known ones, intervals by patient."""
     known = _classes(predictions.labels)
-    predicted = _classes((predictions.probabilities >= THRESHOLD).astype(np.int64))
+    predicted = _classes(predictions.calls())
     counts = {row: dict.fromkeys(WhoClass, 0) for row in WhoClass}
     for row, column in zip(known, predicted, strict=True):
         counts[row][column] += 1

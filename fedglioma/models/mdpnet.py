@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from fedglioma.case import CHANNELS, GENES, Frozen, Gene, Modality
 from fedglioma.errors import ConfigError, DataError
-from fedglioma.models.blocks import Norm, mask_absent, preact_blocks
-from fedglioma.models.resnet import ResidualAttention, resnet_stem
-from fedglioma.models.vit import VisionTransformer
+from fedglioma.models.blocks import Norm, PreActBlock, mask_absent, preact_blocks
+from fedglioma.models.resnet import BasicBlock, ResidualAttention, resnet_stem
+from fedglioma.models.vit import TransformerLayer, VisionTransformer
 
 MIN_CROP = 16
 RESNET_STRIDE = 32
@@ -166,6 +166,12 @@ class MDPNet(nn.Module):
         for gene in GENES:
             told = len(config.guide) if gene is Gene.CODEL else 0
             self.heads[gene.value] = Head(80 * width + told, width, config.head_act)
+
+    @property
+    def checkpointed(self) -> tuple[nn.Module, ...]:
+        """Blocks of one tensor in and one out, whose activations may be computed twice to save memory."""
+        blocks = (PreActBlock, BasicBlock, TransformerLayer)
+        return tuple(module for module in self.modules() if isinstance(module, blocks))
 
     def forward(self, image: Tensor, present: Tensor | None = None) -> dict[str, Tensor]:
         """Return the logits of each gene, (B, 2), keyed by the gene's name in task order.

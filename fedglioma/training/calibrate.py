@@ -32,9 +32,9 @@ def estimate_norms(model: nn.Module, batches: Iterable[Sample], *, device: torch
         norm.train()
     used = 0
     try:
-        for image, present, _ in batches:
-            if len(image) > 1:
-                model(image.to(device), present.to(device))
+        for batch in batches:
+            if len(batch.image) > 1:
+                model(batch.image.to(device), batch.present.to(device))
                 used += 1
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

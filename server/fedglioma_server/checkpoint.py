@@ -3,18 +3,15 @@
 ``checkpoints/round-0007.safetensors`` holds the shared tensors by name; its metadata carry what is
 needed to refuse a foreign or damaged file. Where the strategy remembers something between rounds,
 ``round-0007.state.safetensors`` holds that, and is written first, so that weights without it never count.
+So does ``round-0007.average.safetensors``, the running mean of the weights where a run keeps one.
 The newest and the selected round are kept.
 """
 
 import json
 import re
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from fedglioma.case import CHANNELS, GENES
 from fedglioma.errors import ProtocolError
@@ -23,25 +20,7 @@ from fedglioma.weights import FlatArrays, Layout, digest_of
 from fedglioma_server.combiner import ServerState
 
 NAME = re.compile(r"round-(\d{4,})\.safetensors")
-STATE = re.compile(r"round-(\d{4,})\.state\.safetensors")
-
-
-def arrays_of(tensors: Mapping[str, NDArray[np.float32]], layout: Layout, path: Path) -> FlatArrays:
-    """Return a file's tensors as flat arrays.
-
-    Raises
-    ------
-    ProtocolError
-        A tensor is missing or has another shape or type.
-    """
-    arrays = layout.empty()
-    for name, view in layout.named(arrays).items():
-        tensor = tensors.get(name)
-        if tensor is None or tensor.shape != view.shape or tensor.dtype != np.float32:
-            found = "missing" if tensor is None else f"{tensor.dtype} {tensor.shape}"
-            raise ProtocolError(f"{path}: {name} should be float32 {view.shape}, found {found}")
-        view[...] = tensor
-    return arrays
+BESIDE = re.compile(r"round-(\d{4,})\.(state|average)\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -57,6 +36,13 @@ class Checkpoints:
 
     def save(self, number: int, arrays: FlatArrays) -> str:
         """Write the weights after a round and return their digest."""
+        return self._save(self.path(number), number, arrays)
+
+    def save_average(self, number: int, arrays: FlatArrays) -> None:
+        """Write the running mean of the weights after a round."""
+        self._save(self.average_path(number), number, arrays)
+
+    def _save(self, path: Path, number: int, arrays: FlatArrays) -> str:
         metadata = {
             "round": str(number),
             "layout": self.layout.digest,
@@ -65,7 +51,7 @@ class Checkpoints:
         }
         with ThreadPoolExecutor(1) as beside:  # hashing takes as long as writing
             digest = beside.submit(digest_of, arrays)
-            write_safetensors(self.path(number), self.layout.named(arrays), metadata, digest)
+            write_safetensors(path, self.layout.named(arrays), metadata, digest)
         return digest.result()
 
     def load(self, number: int) -> FlatArrays:
@@ -76,16 +62,33 @@ class Checkpoints:
         ProtocolError
             The file is absent, damaged, or of another network.
         """
-        path = self.path(number)
+        return self._load(self.path(number), number)
+
+    def load_average(self, number: int) -> FlatArrays | None:
+        """Return the running mean of the weights after a round; None where none was kept.
+
+        Raises
+        ------
+        ProtocolError
+            The file is damaged, or of another network.
+        """
+        path = self.average_path(number)
+        return self._load(path, number) if path.exists() else None
+
+    def _load(self, path: Path, number: int) -> FlatArrays:
         tensors, metadata = read_safetensors(path)
         if metadata.get("layout") != self.layout.digest:
             raise ProtocolError(f"{path}: holds the weights of another network")
         if metadata.get("round") != str(number):
             raise ProtocolError(f"{path}: holds the weights of round {metadata.get('round')}")
-        arrays = arrays_of(tensors, self.layout, path)
+        arrays = self.layout.flat(tensors, str(path))
         if digest_of(arrays) != metadata.get("digest"):
             raise ProtocolError(f"{path}: damaged, its content does not match its digest")
         return arrays
+
+    def average_path(self, number: int) -> Path:
+        """Return where the running mean of the weights after a round lies."""
+        return self.folder / f"round-{number:04d}.average.safetensors"
 
     def state_path(self, number: int) -> Path:
         """Return where what the strategy remembers after a round lies."""
@@ -132,9 +135,13 @@ class Checkpoints:
 
     def prune(self, keep: set[int]) -> None:
         """Remove the files of all other rounds, and whatever an interrupted write left behind."""
-        kept = {path.name for number in keep for path in (self.path(number), self.state_path(number))}
+        kept = {
+            path.name
+            for number in keep
+            for path in (self.path(number), self.state_path(number), self.average_path(number))
+        }
         for path in self.folder.glob("round-*.safetensors"):
-            if path.name not in kept and (NAME.fullmatch(path.name) or STATE.fullmatch(path.name)):
+            if path.name not in kept and (NAME.fullmatch(path.name) or BESIDE.fullmatch(path.name)):
                 path.unlink(missing_ok=True)
         for part in self.folder.glob(".round-*.part"):
             part.unlink(missing_ok=True)

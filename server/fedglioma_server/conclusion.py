@@ -7,9 +7,10 @@ from fedglioma.training.learner import Learner
 from fedglioma.weights import Layout, pack, unpack
 from fedglioma_server.checkpoint import Checkpoints
 from fedglioma_server.coordinator import Coordinator
-from fedglioma_server.heldout import best_round, predictions_of, settle_norms
+from fedglioma_server.heldout import best_round, settle_norms
 from fedglioma_server.outcome import write_outcome
 from fedglioma_server.privacy import privacy_record
+from fedglioma_server.readings import predictions_of
 from fedglioma_server.records import RoundRecord, write_json
 from fedglioma_server.release import write_card, write_model
 from fedglioma_server.report import write_report
@@ -24,7 +25,8 @@ def conclude(
     chosen = best_round(rounds)
     if chosen is None:
         raise FedGliomaError(f"{folder.path}: no round was completed, there is no model to release")
-    arrays = checkpoints.load(chosen.round)
+    # The running mean is what was measured, where the run keeps one.
+    arrays = checkpoints.load_average(chosen.round) or checkpoints.load(chosen.round)
     record = folder.read()
     unpack(arrays, learner.model, learner.loss)
     settle_norms(learner, settings, coordinator.dataset(coordinator.selection), coordinator.device)
@@ -32,14 +34,7 @@ def conclude(
     write_model(folder.model, record, chosen, pack(learner.model, learner.loss, whole=True), whole)
     held_out = coordinator.on_scale((*coordinator.selection, *coordinator.report))
     splits = ["selection"] * len(coordinator.selection) + ["report"] * len(coordinator.report)
-    predictions = predictions_of(
-        learner,
-        held_out,
-        splits,
-        crop=settings.crop,
-        batch_size=settings.batch_size,
-        device=coordinator.device,
-    )
+    predictions = predictions_of(learner, settings, held_out, splits, coordinator.device)
     folder.evaluation.mkdir(parents=True, exist_ok=True)
     predictions.write_csv(folder.evaluation / "predictions.csv")
     evaluation = evaluate(

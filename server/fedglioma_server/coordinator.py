@@ -12,6 +12,7 @@ from fedglioma.data.dataset import CaseDataset
 from fedglioma.data.plan import SimulationPlan
 from fedglioma.data.prepared import PreparedCase
 from fedglioma.data.standardize import on_scale
+from fedglioma_server.readings import held_out_set
 from fedglioma_server.runfolder import RunFolder
 
 CONNECT_S = 120.0
@@ -84,5 +85,5 @@ class Coordinator:
         return on_scale(cases, self.folder.read().scale, workers=max(self.threads, 1))
 
     def dataset(self, cases: tuple[PreparedCase, ...]) -> CaseDataset:
-        """Return held-out cases for evaluation: on the run's scale, centre crops, nothing random."""
-        return CaseDataset(self.on_scale(cases), crop=self.settings.crop, augment=None, seed=0)
+        """Return held-out cases for evaluation: on the run's scale, nothing random."""
+        return held_out_set(self.on_scale(cases), self.settings)

@@ -21,8 +21,9 @@ from fedglioma.weights import FlatArrays, pack, to_record
 from fedglioma.wire import StatisticsReply
 from fedglioma_server.checkpoint import Checkpoints
 from fedglioma_server.coordinator import Coordinator
-from fedglioma_server.heldout import HeldOut
+from fedglioma_server.heldout import EndedEarly, HeldOut, out_of_patience
 from fedglioma_server.intensities import Agreed, agree_on_scale, words_of
+from fedglioma_server.readings import batch_size
 from fedglioma_server.records import RoundRecord, RunRecord, SiteData, write_rounds
 from fedglioma_server.roll import Roll, site_data
 from fedglioma_server.runfolder import RunFolder
@@ -86,7 +87,7 @@ def run_federation(grid: Grid, coordinator: Coordinator, finished: Finished = la
         checkpoints=checkpoints,
         learner=learner.to(coordinator.device),
         dataset=coordinator.dataset(coordinator.selection),
-        batch_size=settings.batch_size,
+        batch_size=batch_size(settings),
         device=coordinator.device,
         strategy=strategy,
         rounds=rounds,
@@ -96,16 +97,20 @@ def run_federation(grid: Grid, coordinator: Coordinator, finished: Finished = la
     initial = to_record(arrays)
     del arrays
     heldout.between = partial(_between, initial, roll)
-    strategy.start(
-        grid=grid,
-        initial_arrays=initial,
-        num_rounds=settings.rounds - done,
-        timeout=settings.round_timeout_s,
-        evaluate_fn=heldout,
-    )
+    if not out_of_patience(rounds, settings.early_stopping):
+        try:
+            strategy.start(
+                grid=grid,
+                initial_arrays=initial,
+                num_rounds=settings.rounds - done,
+                timeout=settings.round_timeout_s,
+                evaluate_fn=heldout,
+            )
+        except EndedEarly:
+            logger.info("ended early: no lower held-out loss for %d rounds", settings.early_stopping)
     strategy.spool.remove()
     conclude(coordinator, checkpoints, heldout.rounds, learner)
-    coordinator.audit("run_finished", run=folder.path.name, round=settings.rounds)
+    coordinator.audit("run_finished", run=folder.path.name, round=heldout.rounds[-1].round)
     roll.dismiss()
 
 

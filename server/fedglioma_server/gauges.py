@@ -7,7 +7,7 @@ import math
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from fedglioma.case import Gene
+from fedglioma.case import Task
 from fedglioma.scrape import SECONDS, new_registry
 from fedglioma.wire import PHASES as SITE_PHASES
 from fedglioma_server.records import HeldOutRound, RoundRecord, SiteRound
@@ -118,18 +118,19 @@ class ServerGauges:
         self._bytes.labels(self.run_id, name, "up").set(site.bytes_up)
         self._norm.labels(self.run_id, name).set(_number(site.update_norm))
         self._show("loss", "", name, site.loss)
-        for gene in Gene:  # all of them: a site that dropped out must not keep showing its last figures
-            self._show("loss", gene, name, site.loss_by_gene.get(gene))
+        for task in Task:  # all of them: a site that dropped out must not keep showing its last figures
+            self._show("loss", task, name, site.loss_by_task.get(task))
 
     def _show_heldout(self, heldout: HeldOutRound) -> None:
         self._show("loss", "", "", heldout.loss)
         for name, values in (
-            ("loss", heldout.loss_by_gene),
+            ("loss", heldout.loss_by_task),
             ("auc", heldout.auc),
             ("accuracy", heldout.accuracy),
         ):
             for gene, value in values.items():
                 self._show(name, gene, "", value)
+        self._show("dice", Task.SEGMENTATION, "", heldout.dice)
 
     def _show(self, name: str, region: str, site: str, value: float | None) -> None:
         self._metric.labels(self.run_id, name, region, site).set(_number(value))

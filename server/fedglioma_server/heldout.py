@@ -1,8 +1,8 @@
 """The coordinator's held-out evaluation: after every round, on the split that chooses the model.
 
-The loss that chooses is the mean over genes of the class-weighted LMF loss per known label. The
-uncertainty weights s_t stay out of it: they are trained, so a falling s_t would lower the number without
-a better model.
+The loss that chooses is the mean over the network's tasks of the mean loss per known target: MDPNet's
+class-weighted LMF of each gene, SGPNet's cross-entropy and 1 - Dice. What weighs the tasks against each other
+in training stays out of it: a falling uncertainty weight would lower the number without a better model.
 """
 
 import logging
@@ -15,18 +15,18 @@ from statistics import mean
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, MetricRecord
+from numpy.typing import NDArray
 
-from fedglioma.case import GENE_TITLES, GENES, Gene, subset_name
+from fedglioma.case import GENE_TITLES, GENES, Gene, Task
 from fedglioma.config.run import RunConfig
 from fedglioma.data.dataset import CaseDataset
 from fedglioma.data.loader import eval_batches
-from fedglioma.data.prepared import PreparedCase
 from fedglioma.metrics.genotype import gene_metrics
-from fedglioma.metrics.predictions import Predictions
 from fedglioma.training.calibrate import estimate_norms
+from fedglioma.training.inference import Reader
 from fedglioma.training.learner import Learner, log_variances
 from fedglioma.training.predict import Scores, predict
-from fedglioma.weights import from_record, unpack
+from fedglioma.weights import FlatArrays, from_record, unpack
 from fedglioma_server.checkpoint import Checkpoints
 from fedglioma_server.records import HeldOutRound, RoundRecord, write_rounds
 from fedglioma_server.runfolder import RunFolder
@@ -35,33 +35,50 @@ from fedglioma_server.strategy import RoundStrategy
 
 logger = logging.getLogger(__name__)
 
+FloatArray = NDArray[np.float64]
 
-def measure(scores: Scores, learner: Learner) -> HeldOutRound:
-    """Return loss, AUC and accuracy per gene; None where no or only one class is known."""
-    logits = {gene.value: scores.logits[:, index] for index, gene in enumerate(GENES)}
-    with torch.no_grad():
-        per_gene = learner.loss.cpu().per_gene(logits, scores.labels)
-    losses: dict[Gene, float | None] = {}
+
+def measure(scores: Scores, tasks: Sequence[Task], settings: RunConfig) -> HeldOutRound:
+    """Return losses, AUC and accuracy per gene and Dice; None where no or only one class is known."""
+    losses = {task: _mean(scores.losses[:, column]) for column, task in enumerate(tasks)}
     auc: dict[Gene, float | None] = {}
     accuracy: dict[Gene, float | None] = {}
-    for index, gene in enumerate(GENES):
+    for gene in settings.genes:
+        index = GENES.index(gene)
         known = scores.labels[:, index] >= 0
-        loss = float(per_gene[known, index].mean()) if bool(known.any()) else math.nan
-        losses[gene] = loss if math.isfinite(loss) else None
         measured = gene_metrics(
             scores.labels[known, index].numpy(),
             scores.probabilities[known, index].numpy().astype(np.float64),
             resamples=0,
         )
         auc[gene], accuracy[gene] = measured.auc.value, measured.accuracy.value
-    known_losses = [value for value in losses.values() if value is not None]
+    # Masks drawn at random are learned against, but nothing is chosen by them.
+    judged = tasks if settings.targets != "random" else settings.genes
+    known_losses = [value for task in judged if (value := losses[Task(task)]) is not None]
     return HeldOutRound(
         cases=len(scores.labels),
         loss=mean(known_losses) if known_losses else None,
-        loss_by_gene=losses,
+        loss_by_task=losses,
         auc=auc,
         accuracy=accuracy,
+        dice=_mean(scores.dice),
     )
+
+
+def _mean(values: FloatArray) -> float | None:
+    known = values[~np.isnan(values)]
+    mean_value = float(known.mean()) if len(known) else math.nan
+    return mean_value if math.isfinite(mean_value) else None
+
+
+class EndedEarly(Exception):
+    """The held-out loss has not fallen for as many rounds as the run's patience; not an error."""
+
+
+def out_of_patience(rounds: Sequence[RoundRecord], patience: int) -> bool:
+    """Whether the best of the trained rounds lies ``patience`` rounds back; never with 0."""
+    best = best_round([line for line in rounds if line.round > 0])
+    return bool(patience) and best is not None and rounds[-1].round - best.round >= patience
 
 
 def settle_norms(learner: Learner, settings: RunConfig, selection: CaseDataset, device: torch.device) -> None:
@@ -70,31 +87,9 @@ def settle_norms(learner: Learner, settings: RunConfig, selection: CaseDataset, 
     Their scales and offsets stay as initialised. Nothing happens with another strategy.
     """
     if settings.strategy == "fedbn":
-        batches = eval_batches(selection, batch_size=max(settings.batch_size, 2))
+        crops = CaseDataset(selection.cases, crop=settings.crop)
+        batches = eval_batches(crops, batch_size=max(settings.batch_size, 2))
         estimate_norms(learner.model, batches, device=device)
-
-
-def predictions_of(
-    learner: Learner,
-    cases: Sequence[PreparedCase],
-    splits: Sequence[str],
-    *,
-    crop: int,
-    batch_size: int,
-    device: torch.device,
-) -> Predictions:
-    """Return a model's predictions for prepared cases, with what the tables group them by."""
-    dataset = CaseDataset(cases, crop=crop, augment=None, seed=0)
-    scores = predict(learner.model, eval_batches(dataset, batch_size=batch_size), device=device)
-    patients = {name: number for number, name in enumerate(dict.fromkeys(c.case.patient for c in cases))}
-    return Predictions(
-        labels=scores.labels.numpy().astype(np.int64).reshape(-1, len(GENES)),
-        probabilities=scores.probabilities.numpy().astype(np.float64).reshape(-1, len(GENES)),
-        sites=tuple(item.case.site for item in cases),
-        modalities=tuple(subset_name(item.case.present) for item in cases),
-        split=tuple(splits),
-        patients=np.array([patients[item.case.patient] for item in cases], dtype=np.int64),
-    )
 
 
 @dataclass
@@ -125,6 +120,8 @@ class HeldOut:
         self._complete(number, record)
         if self.stop_asked():
             raise Stopped
+        if out_of_patience(self.rounds, self.strategy.settings.early_stopping):
+            raise EndedEarly
         if server_round > 0 and number < self.strategy.settings.rounds:
             self.between()
         return None
@@ -132,12 +129,11 @@ class HeldOut:
     def _complete(self, number: int, record: ArrayRecord) -> None:
         started = time.perf_counter()
         arrays = from_record(record)
-        unpack(arrays, self.learner.model, self.learner.loss)
+        measured = self._averaged(number, arrays)
+        unpack(measured, self.learner.model, self.learner.loss)
         self.learner.model.to(self.device)
         settle_norms(self.learner, self.strategy.settings, self.dataset, self.device)
-        batches = eval_batches(self.dataset, batch_size=self.batch_size)
-        scores = predict(self.learner.model, batches, device=self.device)
-        heldout = measure(scores, self.learner)
+        heldout = self._measured()
         evaluated = time.perf_counter()
         state = self.strategy.state()
         state_digest = None if state is None else self.checkpoints.save_state(number, state)
@@ -166,6 +162,36 @@ class HeldOut:
         logger.info("%s", describe(line, self.strategy.settings.rounds))
         self.finished(line)
 
+    def _averaged(self, number: int, arrays: FlatArrays) -> FlatArrays:
+        """Return the weights that are measured: those of the round, or their running mean over the rounds.
+
+        The mean starts from the first trained round: untrained weights would linger in it.
+        """
+        decay = self.strategy.settings.ema
+        if not decay or number == 0:
+            return arrays
+        before = self.checkpoints.load_average(number - 1)
+        if before is None:
+            averaged = {group: array.copy() for group, array in arrays.items()}
+        else:
+            averaged = {
+                group: np.float32(decay) * before[group] + np.float32(1 - decay) * array
+                for group, array in arrays.items()
+            }
+        self.checkpoints.save_average(number, averaged)
+        return averaged
+
+    def _measured(self) -> HeldOutRound:
+        settings = self.strategy.settings
+        scores = predict(
+            self.learner.model,
+            eval_batches(self.dataset, batch_size=self.batch_size),
+            device=self.device,
+            loss=self.learner.loss,
+            reader=Reader.of(settings),
+        )
+        return measure(scores, self.learner.tasks, settings)
+
 
 def _better(loss: float | None, best: float | None) -> bool:
     return loss is not None and (best is None or loss < best)
@@ -187,6 +213,8 @@ def describe(line: RoundRecord, rounds: int) -> str:
         f"{GENE_TITLES[gene]} AUC {value:.2f}" if value is not None else f"{GENE_TITLES[gene]} AUC -"
         for gene, value in line.heldout.auc.items()
     ]
+    if line.heldout.dice is not None:
+        scores.append(f"Dice {line.heldout.dice:.2f}")
     left_out = [
         f"{name} {site.status}" for name, site in line.sites.items() if site.status not in ("ok", "idle")
     ]

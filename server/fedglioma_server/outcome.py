@@ -4,12 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from fedglioma.case import GENES, Case, Genotype
 from fedglioma.data.prepared import PreparedCase
 from fedglioma.errors import DataError
-from fedglioma.metrics.genotype import THRESHOLD
 from fedglioma.metrics.predictions import Predictions
 from fedglioma.survival.analysis import analyse
 from fedglioma.survival.table import SurvivalTable, table_from_cases
@@ -42,7 +39,7 @@ def write_outcome(
 
 def predicted_table(cases: Sequence[Case], predictions: Predictions) -> SurvivalTable:
     """Return the report split's patients with the model's calls in place of their measured markers."""
-    calls = (predictions.probabilities >= THRESHOLD).astype(np.int64)
+    calls = predictions.calls()
     chosen = [
         case.model_copy(
             update={"genotype": Genotype(**{gene.value: int(calls[row, i]) for i, gene in enumerate(GENES)})}

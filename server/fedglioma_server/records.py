@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedglioma.case import Gene, Modality
+from fedglioma.case import Gene, Modality, Task
 from fedglioma.config.run import RunConfig
 from fedglioma.errors import ConfigError
 from fedglioma.newfile import replacing
@@ -37,6 +37,7 @@ class SiteData(Record):
         description="per gene: wild-type or intact, mutant or codeleted, unknown"
     )
     modalities: dict[str, int | None] = Field(description="per modality subset: training cases")
+    masks: int | None = Field(default=0, description="training cases whose tumour somebody outlined")
     small_cell_limit: int
     landmark_epsilon: float | None = Field(
         default=None, description="of the noise on what it said of its intensities; None: no noise"
@@ -132,7 +133,7 @@ class SiteRound(Record):
     weights: dict[str, float] = Field(default={}, description="aggregation weight per parameter group")
     steps: int = 0
     loss: float | None = None
-    loss_by_gene: dict[Gene, float | None] = {}
+    loss_by_task: dict[Task, float | None] = {}
     seconds: dict[str, float] = Field(default={}, description="by phase: setup, load, train, pack")
     bytes_down: int = 0
     bytes_up: int = 0
@@ -145,9 +146,10 @@ class HeldOutRound(Record):
 
     cases: int
     loss: float | None
-    loss_by_gene: dict[Gene, float | None]
+    loss_by_task: dict[Task, float | None]
     auc: dict[Gene, float | None]
     accuracy: dict[Gene, float | None]
+    dice: float | None = Field(default=None, description="mean over the cases with an outlined tumour")
 
 
 class RoundRecord(Record):

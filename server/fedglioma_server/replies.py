@@ -14,7 +14,7 @@ from flwr.common.constant import ErrorCode
 
 from fedglioma.case import CHANNELS, GENES, subset_name
 from fedglioma.config.run import Payload
-from fedglioma.counts import gene_weights
+from fedglioma.counts import task_weights
 from fedglioma.errors import AggregationError, ProtocolError
 from fedglioma.payload import forms
 from fedglioma.weights import TRUNK, FlatArrays, Layout, Packed, digest_of
@@ -78,7 +78,7 @@ def believed(reply: StatisticsReply) -> StatisticsReply:
         raise ProtocolError("it counts cases of unknown sequences")
     if max(reply.cases, reply.small_cell_limit) > _MOST_CASES:
         raise ProtocolError(f"its cases or its small-cell limit are above {_MOST_CASES}")
-    cells = [*chain.from_iterable(reply.labels.values()), *reply.modalities.values()]
+    cells = [*chain.from_iterable(reply.labels.values()), *reply.modalities.values(), reply.masks]
     if not all(cell is None or 0 <= cell <= reply.cases for cell in cells):
         raise ProtocolError(f"a count of it is not between 0 and its {reply.cases} cases")
     if any(sums.cases > reply.cases for sums in reply.landmarks.values()):
@@ -87,7 +87,7 @@ def believed(reply: StatisticsReply) -> StatisticsReply:
     trunk = reply.weights.get(TRUNK)
     if trunk is None or trunk > reply.cases:
         raise ProtocolError(f"its weight of the trunk is not between 0 and its {reply.cases} cases")
-    weights = {TRUNK: trunk} | gene_weights(reply.labels, reply.small_cell_limit)
+    weights = {TRUNK: trunk} | task_weights(reply.labels, reply.masks, reply.small_cell_limit)
     return reply.model_copy(update={"weights": weights})
 
 
@@ -118,7 +118,7 @@ def judge(
         weights=site.weights,
         steps=reply.steps,
         loss=reply.loss,
-        loss_by_gene=reply.loss_by_gene,
+        loss_by_task=reply.loss_by_task,
         seconds={
             phase: reply.seconds[phase]
             for phase in PHASES

@@ -105,9 +105,18 @@ def _evaluation(evaluation: Evaluation | None) -> dict[str, object] | None:
         results.overall_table(evaluation.overall),
         results.grouped_table("By hospital", "Hospital", evaluation.by_site),
         results.grouped_table("By MRI sequences present", "Sequences", by_subset),
-        results.who_table(evaluation.who),
+        *([] if evaluation.who is None else [results.who_table(evaluation.who)]),
+        *_tumours(evaluation),
     ]
+    shown = [table for table in shown if table.rows]
     return {"tested": tested(evaluation), "tables": shown}
+
+
+def _tumours(evaluation: Evaluation) -> list[Table]:
+    if evaluation.segmentation is None:
+        return []
+    groups = {"All held-out patients": evaluation.segmentation, **evaluation.segmentation_by_site}
+    return [results.tumour_table(groups)]
 
 
 def _data(run: RunRecord) -> dict[str, object]:
@@ -158,7 +167,7 @@ def _settings(saved: Saved) -> list[Table]:
         **({"Digest of the model's weights": saved.model.digest} if saved.model is not None else {}),
         "Parameters of the network": words.integer(run.parameters),
         "Size of one update": f"{words.size(run.payload_bytes)} ({words.integer(run.payload_bytes)} bytes)",
-        "Weights of the three tasks": run.settings.task_weighting,
+        **({"Weights of the three tasks": run.settings.task_weighting} if run.class_counts else {}),
         **{f"Version of {name}": version for name, version in run.versions.items()},
     }
     for gene, (wild, mutant) in run.class_counts.items():

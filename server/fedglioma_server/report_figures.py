@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedglioma.case import GENE_TITLES, GENES, Gene
+from fedglioma.case import GENE_TITLES, GENES, TASK_TITLES, TASKS, Gene, Task
 from fedglioma.metrics.genotype import GeneMetrics, roc_points
 from fedglioma.metrics.predictions import Predictions
 from fedglioma_server import figures
@@ -48,14 +48,18 @@ def round_figures(
     losses = [
         Curve("Mean", [record.heldout.loss for record in rounds], style=None),
         *(
-            Curve(GENE_TITLES[gene], [record.heldout.loss_by_gene.get(gene) for record in rounds], style)
-            for style, gene in enumerate(GENES)
+            Curve(TASK_TITLES[task], [record.heldout.loss_by_task.get(task) for record in rounds], style)
+            for style, task in enumerate(TASKS)
+            if task in rounds[0].heldout.loss_by_task
         ),
     ]
     auc = [
         Curve(GENE_TITLES[gene], [record.heldout.auc.get(gene) for record in rounds], style)
         for style, gene in enumerate(GENES)
+        if gene in rounds[0].heldout.auc
     ]
+    dice = [Curve("Tumour", [record.heldout.dice for record in rounds], style=None)]
+    outlines = Task.SEGMENTATION in rounds[0].heldout.loss_by_task
     own = [record.round for record in trained]
     names = sorted({name for record in rounds for name in record.sites})
     sites = [
@@ -63,10 +67,13 @@ def round_figures(
     ]
     wanted = (
         ("heldout-loss", numbers, losses, "Error on held-out patients", "Loss (lower is better)",
-         "Loss of the shared model on the held-out patients that choose it, per marker and their mean; "
+         "Loss of the shared model on the held-out patients that choose it, per task and their mean; "
          "round 0 is before any training."),
         ("heldout-auc", numbers, auc, "Telling patients apart, by round", "AUC (0.5 is guessing)",
          "AUC of the shared model on the same patients; the dotted line is guessing."),
+        *((("heldout-dice", numbers, dice, "Finding the tumour, by round", "Dice (1 is perfect)",
+            "Mean overlap of the model's and the experts' outlines of the tumour, on the same patients."),
+           ) if outlines else ()),
         ("training-loss", own, sites, "Error on the hospitals' own patients", "Training loss",
          "Mean loss of each hospital's own training in every round; a gap where it did not take part."),
     )  # fmt: skip
@@ -78,11 +85,11 @@ def round_figures(
             missing.append(f"{title}: no value in any round for {words.listing(absent)}.")
         if not drawn:
             continue
-        is_auc = key == "heldout-auc"
+        is_auc, is_share = key == "heldout-auc", key in ("heldout-auc", "heldout-dice")
         svg = figures.round_curves(
             x, drawn, title=title, axis=axis, chosen=chosen, stamp=stamp,
             chosen_label=f"chosen: round {chosen}" if finished else f"best so far: round {chosen}",
-            chance=0.5 if is_auc else None, span=(-0.02, 1.02) if is_auc else None,
+            chance=0.5 if is_auc else None, span=(-0.02, 1.02) if is_share else None,
         )  # fmt: skip
         drawings.append(Drawing(key, svg, f"{title}. {caption}", caption))
     return Figures(tuple(drawings), tuple(missing))

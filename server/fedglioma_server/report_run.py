@@ -101,6 +101,8 @@ def issues_table(issues: Sequence[DataIssue]) -> Table:
 def rounds_table(rounds: Sequence[RoundRecord], chosen: int | None) -> Table:
     """Return one row per round: held-out figures, sites that answered, seconds by phase."""
     phases = _keys(record.seconds for record in rounds)
+    genes = [gene for gene in GENES if rounds and gene in rounds[0].heldout.auc]
+    outlines = any(record.heldout.dice is not None for record in rounds)
     rows = []
     for record in rounds:
         asked = [site for site in record.sites.values() if site.status != "idle"]
@@ -108,23 +110,25 @@ def rounds_table(rounds: Sequence[RoundRecord], chosen: int | None) -> Table:
         cells = [
             Cell(f"{record.round} (untrained)" if record.round == 0 else str(record.round), head=True),
             Cell(words.decimal(record.heldout.loss, 3)),
-            *(Cell(words.decimal(record.heldout.auc.get(gene))) for gene in GENES),
-            *(Cell(words.percent(record.heldout.accuracy.get(gene))) for gene in GENES),
+            *(Cell(words.decimal(record.heldout.auc.get(gene))) for gene in genes),
+            *(Cell(words.percent(record.heldout.accuracy.get(gene))) for gene in genes),
+            *([Cell(words.decimal(record.heldout.dice))] if outlines else []),
             Cell(f"{answered} of {len(asked)}" if record.sites else words.DASH),
             *(Cell(words.duration(record.seconds.get(phase))) for phase in phases),
         ]
         if record.round == chosen:
             cells[0] = Cell(f"{record.round} (chosen)", head=True, strong=True)
         rows.append(Row(tuple(cells)))
-    titles = tuple(GENE_TITLES[gene] for gene in GENES)
+    titles = tuple(GENE_TITLES[gene] for gene in genes)
+    dice = ("Dice",) if outlines else ()
     return Table(
         "Every round",
-        ("Round", "Loss", *titles, *titles, "Hospitals", *(_phase(phase) for phase in phases)),
+        ("Round", "Loss", *titles, *titles, *dice, "Hospitals", *(_phase(phase) for phase in phases)),
         tuple(rows),
         over=(
             ("", 2),
-            ("AUC", 3),
-            ("Accuracy", 3),
+            *((("AUC", len(genes)), ("Accuracy", len(genes))) if genes else ()),
+            *((("Tumour", 1),) if outlines else ()),
             ("Answered", 1),
             *((("Time", len(phases)),) if phases else ()),
         ),

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from string import ascii_lowercase
 
+from fedglioma.metrics.segmentation import SegmentationMetrics
+
 from fedglioma.case import GENE_TITLES, GENES, Gene
 from fedglioma.metrics.bootstrap import Measure
 from fedglioma.metrics.genotype import MAX_AUC_WIDTH, MIN_PATIENTS, MIN_RARER, GeneMetrics
@@ -145,6 +147,24 @@ def _measures(names: tuple[Cell, ...], metrics: GeneMetrics, notes: Notes) -> Ro
             shown(metrics.specificity, words.with_interval(metrics.specificity, share=True)),
         ),
         faint=metrics.caution is not None,
+    )
+
+
+def tumour_table(groups: Mapping[str, SegmentationMetrics]) -> Table:
+    """Return how well the tumour was outlined, over all and per hospital."""
+    notes = Notes()
+    rows = []
+    for name, found in groups.items():
+        measures = (found.dice, found.median_dice, found.hd95_mm, found.volume_error_ml)
+        cells = (Cell(words.with_interval(m), note=notes.letter(m.reason)) for m in measures)
+        rows.append(Row((Cell(name, head=True, number=False), Cell(words.integer(found.n)), *cells)))
+    return Table(
+        title="Outline of the tumour",
+        columns=("Patients of", "Outlined", "Dice", "Median Dice", "Distance in mm", "Volume off by mL"),
+        rows=tuple(rows),
+        notes=notes.listed(),
+        remark="Dice: overlap with the expert's outline, 1 is perfect. Distance: 95th percentile between the "
+        "two surfaces (HD95). Measured on the prepared grid.",
     )
 
 

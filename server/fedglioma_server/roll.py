@@ -308,6 +308,7 @@ def site_data(reply: StatisticsReply) -> SiteData:
         cases=reply.cases,
         labels=reply.labels,
         modalities=reply.modalities,
+        masks=reply.masks,
         small_cell_limit=reply.small_cell_limit,
         landmark_epsilon=reply.landmark_epsilon,
     )

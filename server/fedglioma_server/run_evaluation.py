@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedglioma.case import GENE_TITLES, GENES
+from fedglioma.metrics.segmentation import SegmentationMetrics
+
+from fedglioma.case import GENE_TITLES
 from fedglioma.console import progress
 from fedglioma.data.cache import Cache
 from fedglioma.data.cohort import merge_cohorts, read_cohort
@@ -15,7 +17,7 @@ from fedglioma.metrics.predictions import Predictions
 from fedglioma.metrics.tables import Evaluation, evaluate
 from fedglioma_server.device import usable_device
 from fedglioma_server.gather import write_findings
-from fedglioma_server.heldout import predictions_of
+from fedglioma_server.readings import predictions_of
 from fedglioma_server.release import load_model, measure_text
 from fedglioma_server.report_figures import roc_figures
 from fedglioma_server.simulate import default_threads
@@ -63,14 +65,8 @@ def evaluate_model(
             workers=workers or default_threads(),
             progress=shown,
         )
-    predictions = predictions_of(
-        learner,
-        on_scale(prepared.cases, scale, workers=workers or default_threads()),
-        [SPLIT] * len(prepared.cases),
-        crop=settings.crop,
-        batch_size=settings.batch_size,
-        device=place,
-    )
+    cases = on_scale(prepared.cases, scale, workers=workers or default_threads())
+    predictions = predictions_of(learner, settings, cases, [SPLIT] * len(cases), place)
     evaluation = evaluate(predictions, split=SPLIT, synthetic=cohort.synthetic, resamples=resamples)
     out.mkdir(parents=True, exist_ok=True)
     predictions.write_csv(out / "predictions.csv")
@@ -95,14 +91,23 @@ def evaluation_text(evaluation: Evaluation) -> str:
 def overall_lines(evaluation: Evaluation) -> list[str]:
     """Return a line per gene, the majority class beside each accuracy, and the caution if there is one."""
     lines = []
-    for gene in GENES:
-        found = evaluation.overall[gene]
+    for gene, found in evaluation.overall.items():
         baseline = measure_text(found.majority, interval=False)
         lines.append(
             f"  {GENE_TITLES[gene]:<7} AUC {measure_text(found.auc):<18} "
             f"accuracy {measure_text(found.accuracy):<18} (majority class {baseline}; {found.n} known)"
         )
+    if evaluation.segmentation is not None:
+        lines.append(tumour_line(evaluation.segmentation))
     return lines if evaluation.caution is None else [*lines, evaluation.caution]
+
+
+def tumour_line(found: SegmentationMetrics) -> str:
+    """Return one line on how well tumours were outlined."""
+    return (
+        f"  {'Tumour':<7} Dice {measure_text(found.dice):<17} HD95 {measure_text(found.hd95_mm)} mm "
+        f"({found.n} outlined)"
+    )
 
 
 def _draw(evaluation: Evaluation, predictions: Predictions, out: Path) -> None:

@@ -14,6 +14,7 @@ from fedglioma.case import Case
 from fedglioma.config.run import RunConfig
 from fedglioma.config.site import MOST_PROCESSES
 from fedglioma.console import Progress, silent
+from fedglioma.counts import has_target
 from fedglioma.data.cache import Cache
 from fedglioma.data.plan import PLAN_KEY, SimulationPlan, SitePlan
 from fedglioma.data.prepare import Prepared, PrepareSettings, prepare_cases
@@ -130,7 +131,7 @@ def write_plan(simulation: Simulation, prepared: Prepared) -> SimulationPlan:
         device=simulation.device,
         threads=simulation.threads,
     )
-    if not any(item.case.genotype.known for item in by_split[Split.TRAIN]):
+    if not any(has_target(item.case, settings.tasks) for item in by_split[Split.TRAIN]):
         raise DataError(
             "no training case has a known marker: give labelled cases, or lower --selection and --report"
         )
@@ -250,7 +251,9 @@ def _run_inline(simulation: Simulation, plan: SimulationPlan, progress: Progress
 def reply_total(simulation: Simulation, plan: SimulationPlan) -> int:
     """Return the steps of a progress bar: a reply per site and an evaluation per round that is left."""
     left = simulation.settings.rounds - max((line.round for line in simulation.folder.rounds()), default=0)
-    training = sum(any(item.case.genotype.known for item in site.cases) for site in plan.sites)
+    training = sum(
+        any(has_target(item.case, plan.settings.tasks) for item in site.cases) for site in plan.sites
+    )
     return len(plan.sites) + left * (training + 1) + (left == simulation.settings.rounds)
 
 

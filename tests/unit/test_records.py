@@ -45,7 +45,7 @@ rounds_on_record = st.builds(
             reason=st.none() | names,
             weights=seconds,
             loss=st.none() | numbers,
-            loss_by_gene=by_gene,
+            loss_by_task=by_gene,
             seconds=seconds,
             update_norm=st.none() | numbers,
         ),
@@ -55,7 +55,7 @@ rounds_on_record = st.builds(
         HeldOutRound,
         cases=st.integers(0, 10**6),
         loss=st.none() | numbers,
-        loss_by_gene=by_gene,
+        loss_by_task=by_gene,
         auc=by_gene,
         accuracy=by_gene,
     ),
@@ -84,7 +84,7 @@ def run_record(**changed: object) -> RunRecord:
 
 def held_out(loss: float | None = 1.5) -> HeldOutRound:
     empty = dict.fromkeys(GENES)
-    return HeldOutRound(cases=3, loss=loss, loss_by_gene=empty, auc=empty, accuracy=empty)
+    return HeldOutRound(cases=3, loss=loss, loss_by_task=empty, auc=empty, accuracy=empty)
 
 
 def full(*_words: object) -> None:

@@ -24,7 +24,7 @@ SETTINGS = RunConfig(width=1, crop=16, spacing_mm=5.5, rounds=3)
 COUNTS = dict.fromkeys(GENES, (7.5, 4.0))
 EMPTY = dict.fromkeys(GENES)
 CHOSEN = RoundRecord(
-    round=2, heldout=HeldOutRound(cases=3, loss=1.0, loss_by_gene=EMPTY, auc=EMPTY, accuracy=EMPTY)
+    round=2, heldout=HeldOutRound(cases=3, loss=1.0, loss_by_task=EMPTY, auc=EMPTY, accuracy=EMPTY)
 )
 
 

@@ -17,7 +17,7 @@ from fedglioma_server.serve import Server
 @pytest.mark.parametrize("complete", [0, 2])
 def test_stop_while_sites_join_names_the_last_complete_round(complete, tmp_path: Path, monkeypatch):
     nothing = dict.fromkeys(GENES)
-    heldout = HeldOutRound(cases=0, loss=None, loss_by_gene=nothing, auc=nothing, accuracy=nothing)
+    heldout = HeldOutRound(cases=0, loss=None, loss_by_task=nothing, auc=nothing, accuracy=nothing)
 
     def stopped(server: Server) -> None:
         lines = [RoundRecord(round=number, heldout=heldout) for number in range(complete + 1)]

@@ -43,7 +43,7 @@ def a_round(number: int = 3, **sites: SiteRound) -> RoundRecord:
         round=number,
         seconds={"sites": 20.0, "aggregate": 0.2, "evaluate": 4.0, "checkpoint": 0.3, "tea": 900.0},
         sites=sites,
-        heldout=HeldOutRound(cases=10, loss=1.25, loss_by_gene=genes, auc=genes, accuracy=genes),
+        heldout=HeldOutRound(cases=10, loss=1.25, loss_by_task=genes, auc=genes, accuracy=genes),
     )
 
 
@@ -54,7 +54,7 @@ def good(**more: object) -> SiteRound:
         "bytes_up": 50,
         "update_norm": 2.5,
         "loss": 0.7,
-        "loss_by_gene": {Gene.IDH: 0.4},
+        "loss_by_task": {Gene.IDH: 0.4},
         "seconds": {"setup": 1.0, "load": 3.0, "train": 12.0, "pack": 0.5, "tea": 900.0},
     }
     return SiteRound.model_validate(table | more)

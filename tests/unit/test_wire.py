@@ -82,7 +82,7 @@ bodies = st.one_of(
         weights=st.dictionaries(names, positive, max_size=3),
         steps=counts,
         loss=st.none() | numbers,
-        loss_by_gene=by_gene(st.none() | numbers),
+        loss_by_task=by_gene(st.none() | numbers),
         seconds=st.dictionaries(names, positive, max_size=3),
     ),
     st.builds(Refusal, site=names, error=names, exit_code=st.integers(0, 255), reason=names),
@@ -99,7 +99,7 @@ def train_reply(**changed: object) -> TrainReply:
         "weights": {"trunk": 4.0},
         "steps": 2,
         "loss": 0.5,
-        "loss_by_gene": dict.fromkeys(GENES),
+        "loss_by_task": dict.fromkeys(GENES),
         "seconds": {"train": 1.5},
     }
     return TrainReply.model_validate(table | changed)
@@ -267,7 +267,7 @@ def test_what_a_site_can_say_is_this_and_no_more() -> None:
             "weights",
             "steps",
             "loss",
-            "loss_by_gene",
+            "loss_by_task",
             "seconds",
         ),
     }
@@ -288,7 +288,7 @@ def test_reply_with_a_number_that_is_none_is_refused() -> None:
                 "weights": {},
                 "steps": 1,
                 "loss": None,
-                "loss_by_gene": {},
+                "loss_by_task": {},
                 "seconds": {"train": float("nan")},
             }
         )
