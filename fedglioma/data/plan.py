@@ -38,7 +38,10 @@ class SitePlan(Frozen):
 
 
 class SimulationPlan(Frozen):
-    """Everything that a simulated run needs; ``selection`` and ``report`` are the coordinator's."""
+    """Everything that a simulated run needs; ``selection`` and ``report`` are the coordinator's.
+
+    ``initial`` is the folder of a released model that the run starts from.
+    """
 
     run_folder: Path
     settings: RunConfig
@@ -47,6 +50,7 @@ class SimulationPlan(Frozen):
     report: tuple[PreparedCase, ...]
     device: str = "cpu"
     threads: int = 0
+    initial: Path | None = None
 
 
 @lru_cache(maxsize=2)

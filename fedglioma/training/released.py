@@ -10,7 +10,7 @@ from fedglioma.errors import ConfigError, ProtocolError
 from fedglioma.scale import Scale
 from fedglioma.tensorfile import read_safetensors
 from fedglioma.training.learner import Learner, build_learner
-from fedglioma.weights import Layout, digest_of, unpack
+from fedglioma.weights import Layout, digest_of, pack, unpack
 
 
 class Released(NamedTuple):
@@ -61,3 +61,34 @@ def load_model(folder: Path) -> Released:
     unpack(arrays, learner.model, learner.loss, whole=True)
     learner.model.eval()
     return Released(learner, settings, scale)
+
+
+def model_digest(folder: Path) -> str:
+    """Return the digest of a released model's weights, as its description has it.
+
+    Raises
+    ------
+    ProtocolError
+        The folder does not hold a model of fedglioma.
+    """
+    try:
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["digest"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ProtocolError(f"{folder}: not a released model ({type(error).__name__})") from None
+
+
+def take_over(folder: Path, learner: Learner, layout: Layout) -> None:
+    """Copy a released model's weights into an untrained network of the same kind.
+
+    Raises
+    ------
+    ProtocolError
+        The folder does not hold a model of fedglioma, or its weights are of another network.
+    """
+    released = load_model(folder)
+    if Layout.of(released.learner.model, released.learner.loss).digest != layout.digest:
+        raise ProtocolError(
+            f"{folder}: holds another network than the run trains; start from one of the same model, width, "
+            "crop and switches"
+        )
+    unpack(pack(released.learner.model, released.learner.loss), learner.model, learner.loss)

@@ -47,6 +47,7 @@ class Coordinator:
     report: tuple[PreparedCase, ...] = ()
     device_name: str = "cpu"
     threads: int = 0
+    initial: Path | None = None
     sites: int = 0
     join_timeout_s: float = CONNECT_S
     members: Callable[[], Mapping[int, str]] | None = None
@@ -66,6 +67,7 @@ class Coordinator:
             report=plan.report,
             device_name=plan.device,
             threads=plan.threads,
+            initial=plan.initial,
             sites=len(plan.sites),
             join_timeout_s=min(CONNECT_S, plan.settings.round_timeout_s),
         )

@@ -17,6 +17,7 @@ from fedglioma.counts import global_counts
 from fedglioma.machine import return_free_memory
 from fedglioma.scale import Scale
 from fedglioma.training.learner import Learner, initial_learner, layout_of
+from fedglioma.training.released import take_over
 from fedglioma.weights import FlatArrays, pack, to_record
 from fedglioma.wire import StatisticsReply
 from fedglioma_server.checkpoint import Checkpoints
@@ -58,6 +59,8 @@ def run_federation(grid: Grid, coordinator: Coordinator, finished: Finished = la
     counts, scale = _record_sites(coordinator, roll.nodes)
     learner = initial_learner(settings, counts)
     layout = layout_of(settings)
+    if coordinator.initial is not None:
+        take_over(coordinator.initial, learner, layout)
     checkpoints = Checkpoints(folder.checkpoints, layout)
     rounds, arrays = _resume(folder, checkpoints, learner)
     done = max(rounds[-1].round, 0) if rounds else 0

@@ -105,6 +105,11 @@ class RunRecord(Record):
     settings: RunConfig
     cohorts: list[str] = Field(description="names of the cohorts, no paths")
     data_digest: str = Field(description="sha256 over the digests of all prepared cases, sorted")
+    division: str | None = Field(default=None, description="fold of a study, or of a file of splits")
+    division_digest: str | None = Field(default=None, description="sha256 of who does what; None: drawn")
+    initial_digest: str | None = Field(
+        default=None, description="of the weights that the run started from; None: untrained"
+    )
     parameters: int
     payload_bytes: int = Field(description="bytes of one update as it travels")
     splits: dict[str, SplitCount]

@@ -155,7 +155,7 @@ def tumour_table(groups: Mapping[str, SegmentationMetrics]) -> Table:
     notes = Notes()
     rows = []
     for name, found in groups.items():
-        measures = (found.dice, found.median_dice, found.hd95_mm, found.volume_error_ml)
+        measures = (found.mean_dice, found.median_dice, found.mean_hd95_mm, found.mean_volume_error_ml)
         cells = (Cell(words.with_interval(m), note=notes.letter(m.reason)) for m in measures)
         rows.append(Row((Cell(name, head=True, number=False), Cell(words.integer(found.n)), *cells)))
     return Table(

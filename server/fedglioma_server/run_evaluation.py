@@ -104,10 +104,8 @@ def overall_lines(evaluation: Evaluation) -> list[str]:
 
 def tumour_line(found: SegmentationMetrics) -> str:
     """Return one line on how well tumours were outlined."""
-    return (
-        f"  {'Tumour':<7} Dice {measure_text(found.dice):<17} HD95 {measure_text(found.hd95_mm)} mm "
-        f"({found.n} outlined)"
-    )
+    dice, distance = measure_text(found.mean_dice), measure_text(found.mean_hd95_mm)
+    return f"  {'Tumour':<7} Dice {dice:<17} HD95 {distance} mm ({found.n - found.no_dice} outlined)"
 
 
 def _draw(evaluation: Evaluation, predictions: Predictions, out: Path) -> None:

@@ -8,6 +8,7 @@ from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
 
+from fedglioma.data.folds import Division
 from flwr.clientapp import ClientApp
 
 from fedglioma.case import Case
@@ -24,6 +25,7 @@ from fedglioma.errors import ConfigError, DataError
 from fedglioma.machine import usable_cores
 from fedglioma.payload import packed_bytes
 from fedglioma.training.learner import layout_of, parameter_count
+from fedglioma.training.released import model_digest
 from fedglioma_server.app import make_app
 from fedglioma_server.gather import Gathering, summarise, write_findings
 from fedglioma_server.inline import run_inline
@@ -56,13 +58,20 @@ class Simulation:
     threads: int = 0
     device: str = "cpu"
     command: str = ""
+    division: Division | None = None
+    initial: Path | None = None
 
+    def split_of(self, case: Case) -> Split | None:
+        """Return whether a patient trains, helps to choose the model, or is reported on; None: none of it.
 
-def split_of(case: Case, settings: RunConfig) -> Split:
-    """Return whether a patient trains, helps to choose the model, or is reported on."""
-    return assign_split(
-        case.patient, seed=settings.seed, selection=settings.selection, report=settings.report
-    )
+        As the division says where there is one, else drawn from the run's seed.
+        """
+        if self.division is not None:
+            return self.division.of(case.patient) if self.division.names(case.patient) else None
+        settings = self.settings
+        return assign_split(
+            case.patient, seed=settings.seed, selection=settings.selection, report=settings.report
+        )
 
 
 def outline(simulation: Simulation) -> dict[str, object]:
@@ -91,7 +100,7 @@ def count_splits(simulation: Simulation) -> dict[str, SplitCount]:
     """Return the cases per split of each hospital."""
     counts = {}
     for hospital in simulation.gathering.hospitals:
-        tally = Counter(split_of(case, simulation.settings) for case in hospital.cases)
+        tally = Counter(simulation.split_of(case) for case in hospital.cases)
         counts[hospital.config.site] = SplitCount(
             train=tally[Split.TRAIN], selection=tally[Split.SELECTION], report=tally[Split.REPORT]
         )
@@ -121,7 +130,9 @@ def write_plan(simulation: Simulation, prepared: Prepared) -> SimulationPlan:
     folder.sweep()
     by_split: dict[Split, list[PreparedCase]] = {split: [] for split in Split}
     for item in prepared.cases:
-        by_split[split_of(item.case, settings)].append(item)
+        split = simulation.split_of(item.case)
+        if split is not None:
+            by_split[split].append(item)
     plan = SimulationPlan(
         run_folder=folder.path.resolve(),
         settings=settings,
@@ -130,6 +141,7 @@ def write_plan(simulation: Simulation, prepared: Prepared) -> SimulationPlan:
         report=tuple(by_split[Split.REPORT]),
         device=simulation.device,
         threads=simulation.threads,
+        initial=simulation.initial,
     )
     if not any(has_target(item.case, settings.tasks) for item in by_split[Split.TRAIN]):
         raise DataError(
@@ -192,6 +204,12 @@ def _record(
         ),
         synthetic=gathering.synthetic,
         splits=splits,
+    ).model_copy(
+        update={
+            "division": None if simulation.division is None else simulation.division.name,
+            "division_digest": None if simulation.division is None else simulation.division.digest,
+            "initial_digest": None if simulation.initial is None else model_digest(simulation.initial),
+        }
     )
 
 
@@ -202,6 +220,10 @@ def _require_same_run(folder: RunFolder, asked: RunRecord, plan: SimulationPlan)
         raise other_run(folder, f"sites {', '.join(there.splits)}", f"{', '.join(asked.splits)} are")
     if there.data_digest != asked.data_digest:
         raise other_run(folder, "other cases, or cases divided otherwise", "these are")
+    if there.division_digest != asked.division_digest:
+        raise other_run(folder, "patients divided otherwise", "these are")
+    if there.initial_digest != asked.initial_digest:
+        raise other_run(folder, "another model to start from", "this is")
     for name, limit in ((site.settings.site, site.settings.small_cell_limit) for site in plan.sites):
         if name in there.sites and there.sites[name].small_cell_limit != limit:
             old = there.sites[name].small_cell_limit

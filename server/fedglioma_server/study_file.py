@@ -1,0 +1,214 @@
+"""A study as it is written down: what is compared, on whom, how often, and what a paper found.
+
+One YAML file. ``size`` picks one of ``sizes``, each of which changes or adds to what stands outside it, so
+that the same study runs in minutes at test size and at full size by changing that one line.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from fedglioma.case import TASKS, Frozen, Gene, Task
+from fedglioma.config.reading import checked, read_yaml
+from fedglioma.config.run import RunConfig
+from fedglioma.errors import ConfigError
+
+Protocol = Literal["federated", "centralised", "local", "finetuned"]
+Baseline = Literal["majority", "age", "volume", "threshold"]
+Kind = Literal["split", "kfold", "sites", "file"]
+
+MOST_CELLS = 10_000
+_SLUG = re.compile(r"[^a-z0-9]+")
+
+
+class Data(Frozen):
+    """Whose patients: cohort folders (relative to the study's file), or so many made-up ones."""
+
+    cohorts: tuple[Path, ...] = ()
+    sites: str | None = None
+    synthetic: int | None = Field(default=None, ge=12)
+    synthetic_size: int = Field(default=24, ge=16, le=176)
+    synthetic_overlap: float = Field(default=0.5, ge=0, le=1)
+
+
+class Divisions(Frozen):
+    """Who trains, who selects, who is reported.
+
+    ``split`` draws once, as every run does; ``kfold`` gives ``folds`` divisions stratified by ``stratify``,
+    each patient reported once; ``sites`` leaves one hospital out at a time; ``file`` reads ``file``.
+    """
+
+    kind: Kind = "kfold"
+    folds: int = Field(default=5, ge=2, le=100)
+    stratify: tuple[Gene, ...] = (Gene.IDH,)
+    file: Path | None = None
+
+    @model_validator(mode="after")
+    def _file_where_it_is_needed(self) -> Self:
+        if (self.kind == "file") != (self.file is not None):
+            raise ValueError("file: is for kind file, and needed there")
+        return self
+
+
+class Arm(Frozen):
+    """One row of a table: a name, and the run settings that make it."""
+
+    name: str = Field(min_length=1, max_length=80)
+    settings: dict[str, Any] = {}
+
+    @property
+    def slug(self) -> str:
+        """The name as a folder's."""
+        return _SLUG.sub("-", self.name.lower()).strip("-") or "arm"
+
+
+class Published(Frozen):
+    """What a paper reports for the same rows, on its own patients.
+
+    ``rows`` maps an arm's name, or a further row's, to figures by measure (``idh.auc``, ``idh.accuracy``,
+    ``segmentation.dice``, ...).
+    """
+
+    source: str
+    data: str
+    note: str = ""
+    rows: dict[str, dict[str, float]] = {}
+
+    @field_validator("rows")
+    @classmethod
+    def _known_measures(cls, rows: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        for figures in rows.values():
+            for name in figures:
+                task, _, measure = name.partition(".")
+                if task not in TASKS or measure not in MEASURES:
+                    raise ValueError(f"{name}: write TASK.MEASURE, of {', '.join(MEASURES)}")
+        return rows
+
+
+MEASURES = ("auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "dice")
+
+
+class Study(Frozen):
+    """A study at one size, ready to be expanded into runs."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    title: str
+    description: str = ""
+    size: str
+    data: Data = Data()
+    divisions: Divisions = Divisions()
+    seeds: tuple[int, ...] = (1234,)
+    protocols: tuple[Protocol, ...] = ("federated",)
+    finetune: dict[str, Any] = Field(
+        default={}, description="run settings of the rounds that a hospital adds alone; by default one tenth"
+    )
+    baselines: tuple[Baseline, ...] = ("majority",)
+    run: dict[str, Any] = {}
+    arms: tuple[Arm, ...] = Field(min_length=1)
+    reference: str = ""
+    measures: tuple[str, ...] = ()
+    published: tuple[Published, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [arm.slug for arm in self.arms]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"arms: two are called {twice}")
+        if self.reference and self.reference not in [arm.name for arm in self.arms]:
+            raise ValueError(f"reference: {self.reference!r} is none of the arms")
+        if "finetuned" in self.protocols and "federated" not in self.protocols:
+            raise ValueError("protocols: finetuned goes on from federated; name both")
+        if not self.seeds or not self.protocols:
+            raise ValueError("seeds and protocols: name at least one of each")
+        unknown = next((m for m in self.measures if not _known(m)), None)
+        if unknown is not None:
+            raise ValueError(f"measures: {unknown}: write TASK.MEASURE, of {', '.join(MEASURES)}")
+        return self
+
+    @property
+    def compared_with(self) -> str:
+        """The arm that the others are compared with: ``reference``, or the first."""
+        return self.reference or self.arms[0].name
+
+    def settings(self, arm: Arm, seed: int, given: Mapping[str, Any]) -> RunConfig:
+        """Return an arm's run settings; ``given`` stands above the file, the seed above all.
+
+        Raises
+        ------
+        ConfigError
+            A setting is unknown or not allowed.
+        """
+        place = f"{self.title}: arm {arm.name}"
+        return RunConfig.from_mapping({**self.run, **arm.settings, **given, "seed": seed}, place)
+
+
+def _known(name: str) -> bool:
+    task, _, measure = name.partition(".")
+    of_tumour = measure == "dice"
+    return task in TASKS and measure in MEASURES and of_tumour == (task == Task.SEGMENTATION)
+
+
+def read_study(path: Path, size: str | None = None) -> Study:
+    """Return the study of a file at the size that it names, or at ``size``.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read, a key is unknown, or a value is not allowed.
+    """
+    table = read_yaml(path)
+    sizes = table.pop("sizes", {})
+    wanted = size or str(table.get("size", ""))
+    if not isinstance(sizes, dict) or (sizes and wanted not in sizes):
+        known = ", ".join(sizes) if isinstance(sizes, dict) else "none"
+        raise ConfigError(f"{path}: size: {wanted!r} is none of {known}")
+    merged = _laid_over(table, sizes.get(wanted) or {}) | {"size": wanted or "full"}
+    grid = merged.pop("grid", None)
+    merged["arms"] = [*_arms_of(merged.get("arms", []), path), *_grid(grid, path)]
+    study = checked(Study, merged, str(path))
+    base = path.resolve().parent
+    data = study.data.model_copy(update={"cohorts": tuple(base / folder for folder in study.data.cohorts)})
+    file = study.divisions.file
+    divisions = study.divisions.model_copy(update={"file": None if file is None else base / file})
+    return study.model_copy(update={"data": data, "divisions": divisions})
+
+
+def _laid_over(table: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table with another one's keys in it; tables inside are merged, everything else replaced."""
+    merged = dict(table)
+    for key, value in over.items():
+        inside = merged.get(key)
+        both = isinstance(inside, dict) and isinstance(value, dict)
+        merged[key] = _laid_over(inside, value) if both and isinstance(inside, dict) else value
+    return merged
+
+
+def _arms_of(arms: object, path: Path) -> list[dict[str, Any]]:
+    """Return arms whose settings stand beside their name in the file."""
+    if not isinstance(arms, list) or not all(isinstance(arm, dict) for arm in arms):
+        raise ConfigError(f"{path}: arms: a list of tables, each with a name and run settings")
+    return [
+        {"name": arm.get("name"), "settings": {k: v for k, v in arm.items() if k != "name"}} for arm in arms
+    ]
+
+
+def _grid(grid: object, path: Path) -> list[dict[str, Any]]:
+    """Return one arm per combination of a grid's values."""
+    if grid is None:
+        return []
+    if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()):
+        raise ConfigError(f"{path}: grid: 'setting: [value, value]' lines")
+    names: Sequence[str] = list(grid)
+    arms = []
+    for values in product(*grid.values()):
+        settings = dict(zip(names, values, strict=True))
+        arms.append({"name": ", ".join(f"{k} {v}" for k, v in settings.items()), "settings": settings})
+    if len(arms) > MOST_CELLS:
+        raise ConfigError(f"{path}: grid: {len(arms)} combinations; at most {MOST_CELLS}")
+    return arms

@@ -1,0 +1,187 @@
+"""A study run: what is missing of its cells, then one table of what all of them found."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fedglioma.case import Case, Task
+from fedglioma.console import Progress, silent
+from fedglioma.data.prepare import Prepared, PrepareSettings
+from fedglioma.errors import FedGliomaError
+from fedglioma.training.learner import parameter_count
+from fedglioma_server import simulate
+from fedglioma_server.gather import Gathering, Hospital
+from fedglioma_server.records import write_json
+from fedglioma_server.runfolder import RunFolder, now
+from fedglioma_server.study_baselines import TITLES, add_baselines
+from fedglioma_server.study_cells import POOLED, Cell, divide, expand
+from fedglioma_server.study_file import Study
+from fedglioma_server.study_results import Known, RowName
+from fedglioma_server.study_table import Line, StudyResult, gains_of, measures_of, table_of
+
+logger = logging.getLogger(__name__)
+
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """A study, whose patients, and where."""
+
+    study: Study
+    gathering: Gathering
+    out: Path
+    cache: Path
+    given: Mapping[str, Any]
+    workers: int = 1
+    threads: int = 0
+    device: str = "cpu"
+    command: str = ""
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """The runs that the study consists of."""
+        return expand(self.study, self.gathering.cases, self.given)
+
+
+Told = Callable[[Cell, int, int], None]
+"""Told of each run before it begins, of its number from 1, and of how many there are."""
+
+
+def run_study(
+    request: StudyRun, progress: Progress = silent, told: Told = lambda _cell, _number, _all: None
+) -> StudyResult:
+    """Run what is missing of a study, measure, and return what was found; ``results.json`` has the same.
+
+    A run that fails leaves its arm out of the table, with the reason; the others go on. Runs that are
+    complete are not repeated.
+
+    Raises
+    ------
+    ConfigError
+        A folder holds a run of other settings or patients.
+    DataError
+        No case can be used.
+    """
+    cells = request.cells
+    prepared = _prepared(request, cells, progress)
+    failed: dict[str, str] = {}
+    for number, cell in enumerate(cells, start=1):
+        told(cell, number, len(cells))
+        try:
+            _run(request, cell, prepared[PrepareSettings.of(cell.settings)], progress)
+        except FedGliomaError as error:
+            logger.warning("%s: %s", cell.words, error)
+            failed[cell.words] = str(error)
+    result = collect(request, cells, prepared, failed)
+    write_json(request.out / RESULTS, result)
+    return result
+
+
+def _prepared(
+    request: StudyRun, cells: Sequence[Cell], progress: Progress
+) -> dict[PrepareSettings, Prepared]:
+    """Return the cases prepared in every way that the arms ask for."""
+    found: dict[PrepareSettings, Prepared] = {}
+    for cell in cells:
+        settings = PrepareSettings.of(cell.settings)
+        if settings not in found:
+            found[settings] = simulate.prepare(_simulation(request, cell, request.gathering), progress)
+    return found
+
+
+def _simulation(request: StudyRun, cell: Cell, gathering: Gathering) -> simulate.Simulation:
+    return simulate.Simulation(
+        settings=cell.settings,
+        gathering=gathering,
+        folder=RunFolder(cell.folder(request.out)),
+        cache=request.cache,
+        workers=request.workers,
+        threads=request.threads,
+        device=request.device,
+        command=request.command,
+        division=cell.division,
+        initial=cell.starts_from(request.out),
+    )
+
+
+def _run(request: StudyRun, cell: Cell, prepared: Prepared, progress: Progress) -> None:
+    gathering = request.gathering
+    if cell.protocol == "centralised":
+        gathering, prepared = pooled(gathering), _moved(prepared)
+    simulation = _simulation(request, cell, gathering)
+    simulation.folder.require_new_or_ours()
+    simulate.run(simulation, prepared, progress)
+
+
+def pooled(gathering: Gathering) -> Gathering:
+    """Return the same patients as if all hospitals were one."""
+    first = gathering.hospitals[0].config
+    cases = tuple(_at_pool(case) for case in gathering.cases)
+    return replace(gathering, hospitals=(Hospital(first.model_copy(update={"site": POOLED}), cases),))
+
+
+def _at_pool(case: Case) -> Case:
+    return case.model_copy(update={"site": POOLED})
+
+
+def _moved(prepared: Prepared) -> Prepared:
+    return replace(prepared, cases=tuple(replace(item, case=_at_pool(item.case)) for item in prepared.cases))
+
+
+def collect(
+    request: StudyRun,
+    cells: Sequence[Cell],
+    prepared: Mapping[PrepareSettings, Prepared],
+    failed: Mapping[str, str],
+) -> StudyResult:
+    """Return the study's result from the runs that are complete."""
+    study = request.study
+    known, site_of = Known(), {case.patient: case.site for case in request.gathering.cases}
+    complete = [cell for cell in cells if cell.words not in failed]
+    broken = {RowName(cell.arm.name, cell.protocol) for cell in cells if cell.words in failed}
+    tasks: dict[Task, None] = {}
+    for cell in complete:
+        tasks |= dict.fromkeys(cell.settings.tasks)
+        if RowName(cell.arm.name, cell.protocol) not in broken:
+            known.take(cell, request.out, site_of)
+    order = [RowName(arm.name, protocol) for arm in study.arms for protocol in study.protocols]
+    order = [row for row in order if row in known.rows]
+    settings = cells[0].settings
+    if known.rows:
+        cases = prepared[PrepareSettings.of(settings)].cases
+        divisions = divide(study.divisions, request.gathering.cases, settings)
+        add_baselines(known, study.baselines, divisions, cases, study.seeds, list(tasks))
+    order += [RowName(TITLES[name]) for name in study.baselines if RowName(TITLES[name]) in known.rows]
+    measures = measures_of(study, tasks)
+    reference = RowName(study.compared_with, study.protocols[0])
+    entries = table_of(known, measures, order, reference, study.seeds, resamples=settings.bootstrap)
+    sizes = {cell.arm.name: parameter_count(cell.settings) for cell in cells}
+    arms = [arm.name for arm in study.arms if not any(row.arm == arm.name for row in broken)]
+    return StudyResult(
+        title=study.title,
+        description=study.description,
+        size=study.size,
+        created=now(),
+        synthetic=request.gathering.synthetic,
+        cohorts=list(request.gathering.cohorts),
+        patients=len({key[1] for key in known.labels}),
+        sites=sorted(set(site_of.values())),
+        divisions=study.divisions.kind,
+        folds=len({cell.fold for cell in cells}),
+        seeds=len(study.seeds),
+        runs=len(cells),
+        failed=dict(failed),
+        compared_with=reference.shown(len(study.protocols)),
+        measures=measures,
+        lines=[
+            Line(arm=row.arm, protocol=row.protocol, parameters=sizes.get(row.arm), entries=entries[row])
+            for row in order
+        ],
+        gains=gains_of(known, measures, arms, study.protocols, study.seeds, resamples=settings.bootstrap),
+        published=list(study.published),
+        versions={name: version(name) for name in ("fedglioma", "torch")},
+    )

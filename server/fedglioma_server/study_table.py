@@ -1,0 +1,159 @@
+"""The table of a study: each row's measures with intervals, paired with the row that it is compared with."""
+
+from collections.abc import Iterable, Sequence
+
+from fedglioma.metrics.criterion import Criterion
+from fedglioma.metrics.paired import Comparison, compare, interval
+from fedglioma.metrics.significance import holm
+from pydantic import Field
+
+from fedglioma.case import Frozen, Task
+from fedglioma.metrics.bootstrap import Measure
+from fedglioma_server.study_file import Published, Study
+from fedglioma_server.study_results import Known, RowName
+
+PERMUTATIONS = 9999
+
+
+class Entry(Frozen):
+    """One measure of one row; ``p_adjusted`` is Holm's, over the rows of this measure."""
+
+    value: Measure
+    comparison: Comparison | None = Field(default=None, description="None for the row compared with")
+    p_adjusted: float | None = None
+    cases: int = Field(description="reported cases with a known target, the same for all rows")
+
+
+class Line(Frozen):
+    """One row of the table."""
+
+    arm: str
+    protocol: str
+    parameters: int | None = None
+    entries: dict[str, Entry] = Field(description="by TASK.MEASURE")
+
+
+class Gain(Frozen):
+    """What each way of training gives the patients of one hospital, against training alone."""
+
+    site: str
+    arm: str
+    measure: str
+    lines: dict[str, Entry] = Field(description="by protocol; compared with local")
+
+
+class StudyResult(Frozen):
+    """Everything that a study found; no patient is in it."""
+
+    schema_version: int = 1
+    title: str
+    description: str = ""
+    size: str
+    created: str
+    synthetic: bool
+    cohorts: list[str]
+    patients: int
+    sites: list[str]
+    divisions: str
+    folds: int
+    seeds: int
+    runs: int
+    failed: dict[str, str] = Field(default={}, description="run -> why it failed")
+    compared_with: str
+    measures: list[str]
+    lines: list[Line]
+    gains: list[Gain] = []
+    published: list[Published] = []
+    versions: dict[str, str] = {}
+
+
+def measures_of(study: Study, tasks: Iterable[Task]) -> list[str]:
+    """Return the study's measures: its own choice, or AUC and accuracy of each marker and Dice."""
+    if study.measures:
+        return list(study.measures)
+    chosen: list[str] = []
+    for task in tasks:
+        names = ("dice",) if task is Task.SEGMENTATION else ("auc", "accuracy")
+        chosen += [f"{task.value}.{name}" for name in names]
+    return chosen
+
+
+def table_of(
+    known: Known,
+    measures: Sequence[str],
+    order: Sequence[RowName],
+    reference: RowName,
+    seeds: Sequence[int],
+    *,
+    resamples: int,
+    site: str = "",
+) -> dict[RowName, dict[str, Entry]]:
+    """Return each row's entries in every measure that it has.
+
+    All rows of a measure are measured on the same cases: those that every one of them has, under all seeds.
+
+    Parameters
+    ----------
+    order : sequence of RowName
+        The table's rows.
+    reference : RowName
+        What the others are compared with, by the difference on the same resamples and the swap test.
+    site : str
+        Only this hospital's patients; by default all.
+    """
+    entries: dict[RowName, dict[str, Entry]] = {row: {} for row in order}
+    for measure in measures:
+        task, criterion = Task(measure.split(".")[0]), Criterion(measure.split(".")[1])
+        table = known.table(task, [row for row in order if row in known.rows], seeds, site)
+        compared: dict[RowName, Comparison] = {}
+        for row, values in table.values.items():
+            value = interval(criterion, table.rows, values, resamples=resamples)
+            comparison = None
+            if row != reference and reference in table.values:
+                comparison = compare(
+                    criterion,
+                    table.rows,
+                    values,
+                    table.values[reference],
+                    names=(row.shown(2), reference.shown(2)),
+                    resamples=resamples,
+                    permutations=PERMUTATIONS,
+                )
+                compared[row] = comparison
+            cases = len(table.rows.patients)
+            if table.rows.labels is not None:
+                cases = int((table.rows.labels >= 0).sum())
+            entries[row][measure] = Entry(value=value, comparison=comparison, cases=cases)
+        adjusted = holm([comparison.p for comparison in compared.values()])
+        for row, p in zip(compared, adjusted, strict=True):
+            entries[row][measure] = entries[row][measure].model_copy(update={"p_adjusted": p})
+    return entries
+
+
+def gains_of(
+    known: Known,
+    measures: Sequence[str],
+    arms: Sequence[str],
+    protocols: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    resamples: int,
+) -> list[Gain]:
+    """Return, per hospital and over all, what each protocol gives its patients against training alone."""
+    if "local" not in protocols or len(protocols) < 2:
+        return []
+    gains = []
+    sites = sorted(set(known.site.values()))
+    for arm in arms:
+        order = [RowName(arm, protocol) for protocol in protocols]
+        for site in ("", *sites):
+            table = table_of(
+                known, measures, order, RowName(arm, "local"), seeds, resamples=resamples, site=site
+            )
+            for measure in measures:
+                lines = {
+                    row.protocol: entries[measure] for row, entries in table.items() if measure in entries
+                }
+                if lines:
+                    gains.append(Gain(site=site or "all", arm=arm, measure=measure, lines=lines))
+    return gains
