@@ -56,12 +56,17 @@ class Statistic:
 
 
 def bootstrap(
-    statistics: Mapping[str, Statistic], patients: IntArray, *, resamples: int = RESAMPLES, seed: int = 0
+    statistics: Mapping[str, Statistic],
+    patients: IntArray,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    strata: IntArray | None = None,
 ) -> dict[str, Measure]:
     """Return each statistic with its percentile interval over resampled patients.
 
     Patients, not cases, are drawn with replacement and bring all their cases along; there is no
-    stratification, so the numbers of each class vary as they would in another cohort of this size.
+    stratification by class, whose numbers vary as they would in another cohort of this size.
     All statistics see the same resamples, which makes differences between them paired.
 
     Parameters
@@ -72,6 +77,8 @@ def bootstrap(
         Equal for cases of one patient.
     resamples : int
         0 gives values without intervals.
+    strata : array of int, shape (n,), optional
+        Folds, say: patients are drawn within each, as many as it has. Equal for cases of one patient.
 
     References
     ----------
@@ -82,7 +89,7 @@ def bootstrap(
     values = {name: float(s.compute(ones)[0]) if n else np.nan for name, s in statistics.items()}
     draws: dict[str, list[FloatArray]] = {name: [] for name in statistics}
     if n:
-        for weights in resample_weights(patients, resamples, seed):
+        for weights in resample_weights(patients, resamples, seed, strata):
             for name, statistic in statistics.items():
                 draws[name].append(statistic.compute(weights))
     people = len(np.unique(patients))
@@ -92,19 +99,27 @@ def bootstrap(
     }
 
 
-def resample_weights(patients: IntArray, resamples: int, seed: int) -> Iterator[FloatArray]:
+def resample_weights(
+    patients: IntArray, resamples: int, seed: int, strata: IntArray | None = None
+) -> Iterator[FloatArray]:
     """Yield how often each case counts, (r, n) at a time, until there were ``resamples`` rows.
 
-    A resample of P patients with replacement is one multinomial draw of P counts. Rows come in chunks
-    of bounded memory; their content depends on the seed only, not on the chunks.
+    A resample of P patients with replacement is one multinomial draw of P counts, in each stratum. Rows
+    come in chunks of bounded memory; their content depends on the seed only, not on the chunks.
     """
-    _, index = np.unique(patients, return_inverse=True)
-    people = int(index.max()) + 1
+    _, first, index = np.unique(patients, return_index=True, return_inverse=True)
+    of = np.zeros(len(first), dtype=np.int64) if strata is None else strata[first]
+    groups = [np.flatnonzero(of == stratum) for stratum in np.unique(of)]
     generator = np.random.default_rng(seed)
+    # A generator of its own for each stratum, or the chunks' lengths would decide who draws next.
+    generators = generator.spawn(len(groups)) if len(groups) > 1 else [generator]
     rows = max(1, CHUNK_ELEMENTS // max(len(patients), 1))
     for start in range(0, resamples, rows):
         size = min(rows, resamples - start)
-        counts = generator.multinomial(people, np.full(people, 1 / people), size=size)
+        counts = np.empty((size, len(first)), dtype=np.int64)
+        for source, group in zip(generators, groups, strict=True):
+            people = len(group)
+            counts[:, group] = source.multinomial(people, np.full(people, 1 / people), size=size)
         yield counts[:, index].astype(np.float64)
 
 

@@ -115,7 +115,7 @@ def _statistics(positive: BoolArray, scores: FloatArray) -> dict[str, Statistic]
     no_negative = nobody if not n else f"all {n} known cases are positive"
     one_class = nobody if not n else f"one class only: {no_negative if positive.all() else no_positive}"
     return {
-        "auc": _auc(positive, scores, one_class),
+        "auc": auc_statistic(positive, scores, one_class),
         "accuracy": mean_statistic(correct, everyone, nobody),
         "majority": mean_statistic(majority.astype(np.float64), everyone, nobody),
         "gain": mean_statistic(correct - majority, everyone, nobody),
@@ -136,7 +136,7 @@ def mean_statistic(values: FloatArray, among: BoolArray, undefined: str) -> Stat
     return Statistic(compute, undefined)
 
 
-def _auc(positive: BoolArray, scores: FloatArray, undefined: str) -> Statistic:
+def auc_statistic(positive: BoolArray, scores: FloatArray, undefined: str) -> Statistic:
     """Return the chance that a positive case scores above a negative one, a tie counting half.
 
     The Mann-Whitney form: after sorting once, a resample's AUC is a weighted sum over distinct scores

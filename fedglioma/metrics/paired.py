@@ -1,0 +1,196 @@
+"""Models compared on the same patients: a measure's interval, a difference's, and the swap test.
+
+The intervals are those of other patients for these trained models. How far another training set would
+have moved the models is in the spread of seeds and folds, not in them.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy.stats import rankdata
+
+from fedglioma.case import Frozen
+from fedglioma.metrics.bootstrap import CHUNK_ELEMENTS, RESAMPLES, Measure, Statistic, bootstrap
+from fedglioma.metrics.criterion import Criterion, Rows, fold_values, measurable, over_folds
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+PERMUTATIONS = 9999
+SAME = 1e-12
+"""Two values of a measure that differ by less are a tie: rounding, not evidence."""
+SWAP_TEST = "paired swap test"
+
+
+class Comparison(Frozen):
+    """Two arms of a study by one measure: ``difference`` is ``a`` minus ``b`` on the same resamples.
+
+    ``p`` is two-sided and of ``test``; ``None`` where the measure is undefined. ``undefined_folds`` of
+    the ``folds`` took no part in the means, for want of a class. ``n_patients`` have a label or a mask.
+    """
+
+    measure: Criterion
+    pooled: bool
+    a: str
+    b: str
+    value_a: Measure
+    value_b: Measure
+    difference: Measure
+    p: float | None = Field(ge=0, le=1)
+    test: str
+    n_patients: int
+    folds: int
+    undefined_folds: int
+    seeds: int
+
+
+def interval(
+    criterion: Criterion,
+    rows: Rows,
+    predictions: FloatArray,
+    *,
+    pooled: bool = False,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Measure:
+    """Return one arm's measure with its 95 % percentile interval over patients.
+
+    A patient is drawn with all its cases, folds and seeds, and within its fold, so that folds keep
+    their numbers. The mean over the seeds is what is resampled, not the luckiest of them.
+    With five folds of 24 patients such intervals of a mean AUC held the truth in 93 % of simulated
+    studies, those of a difference in 97 %; with one fold of 120 in 95 %.
+
+    Parameters
+    ----------
+    predictions : array, shape (n, s) or (n,)
+        Per case and seed: the probability of class 1; for Dice the Dice itself, nan without a mask.
+    pooled : bool
+        Over all folds' cases together, not the mean over folds; then over seeds in both.
+
+    Raises
+    ------
+    FedGliomaError
+        Shapes do not fit, a prediction is not a number, or there are no labels.
+    """
+    kept, (values,) = measurable(criterion, rows, predictions)
+    statistics = {"": over_folds(criterion, kept, values, pooled=pooled)}
+    return bootstrap(statistics, kept.patients, resamples=resamples, seed=seed, strata=kept.strata)[""]
+
+
+def swap_test(
+    criterion: Criterion,
+    rows: Rows,
+    a: FloatArray,
+    b: FloatArray,
+    *,
+    pooled: bool = False,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> float | None:
+    """Return the two-sided p-value of a difference between two arms, ``None`` where it is undefined.
+
+    If the arms are alike, any patient's predictions might as well have come from the other arm: they
+    are swapped at random, a patient's cases and seeds together. All 2^P swaps are tried where that is
+    no more than ``permutations``; else p = (1 + as extreme) / (1 + permutations). For the AUC the swap
+    is of ranks within arm, fold and seed, since the scores of two networks need not share a scale.
+
+    ``a`` and ``b`` have shape (n, s) or (n,); arguments and errors otherwise as in ``interval``.
+
+    References
+    ----------
+    Bandos, Rockette and Gur (2005), Statistics in Medicine 24(18), 2873-2893 (ranks);
+    Phipson and Smyth (2010), Stat. Appl. Genet. Mol. Biol. 9(1), article 39 (never a p of 0).
+    """
+    kept, (first, second) = measurable(criterion, rows, a, b)
+    if not len(kept.patients):
+        return None
+    if criterion is Criterion.AUC:
+        first, second = (_ranks(values, kept, pooled=pooled) for values in (first, second))
+    # Both arms' cases in one list of 2n: a swap is then a choice of n of them, that is weights 0 and 1.
+    labels = None if kept.labels is None else np.tile(kept.labels, 2)
+    both = Rows(np.tile(kept.patients, 2), np.tile(kept.folds, 2), labels)
+    measure = over_folds(criterion, both, np.concatenate([first, second]), pooled=pooled)
+
+    def difference(swapped: BoolArray) -> FloatArray:
+        chosen = np.concatenate([~swapped, swapped], axis=1).astype(np.float64)
+        return measure.compute(chosen) - measure.compute(1 - chosen)
+
+    observed = abs(float(difference(np.zeros((1, len(first)), dtype=bool))[0]))
+    if np.isnan(observed):
+        return None
+    _, person = np.unique(kept.patients, return_inverse=True)
+    people = int(person.max()) + 1
+    exact = 2.0**people <= permutations
+    extreme = sum(
+        int((np.abs(difference(swaps[:, person])) >= observed - SAME).sum())
+        for swaps in _swaps(people, permutations, seed, exact=exact, width=2 * len(first))
+    )
+    return extreme / 2**people if exact else (1 + extreme) / (1 + permutations)
+
+
+def compare(
+    criterion: Criterion,
+    rows: Rows,
+    a: FloatArray,
+    b: FloatArray,
+    *,
+    names: tuple[str, str],
+    pooled: bool = False,
+    resamples: int = RESAMPLES,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> Comparison:
+    """Return both arms' measures, their difference with its interval, and the swap test.
+
+    Arguments and errors as in ``interval`` and ``swap_test``; the seeds of the arms are paired by place.
+    """
+    kept, (first, second) = measurable(criterion, rows, a, b)
+    one, two = (over_folds(criterion, kept, values, pooled=pooled) for values in (first, second))
+    difference = Statistic(lambda weights: one.compute(weights) - two.compute(weights), one.undefined)
+    measures = bootstrap(
+        {"a": one, "b": two, "difference": difference},
+        kept.patients,
+        resamples=resamples,
+        seed=seed,
+        strata=kept.strata,
+    )
+    by_fold = fold_values(criterion, rows, a)
+    return Comparison(
+        measure=criterion,
+        pooled=pooled,
+        a=names[0],
+        b=names[1],
+        value_a=measures["a"],
+        value_b=measures["b"],
+        difference=measures["difference"],
+        p=swap_test(criterion, rows, a, b, pooled=pooled, permutations=permutations, seed=seed),
+        test=SWAP_TEST,
+        n_patients=len(np.unique(kept.patients)),
+        folds=len(by_fold),
+        undefined_folds=int(np.isnan(by_fold[:, 0]).sum()),
+        seeds=first.shape[1],
+    )
+
+
+def _ranks(values: FloatArray, rows: Rows, *, pooled: bool) -> FloatArray:
+    ranks = np.empty_like(values)
+    folds = np.zeros_like(rows.folds) if pooled else rows.folds
+    for fold in np.unique(folds):
+        here = folds == fold
+        ranks[here] = rankdata(values[here], axis=0)
+    return ranks
+
+
+def _swaps(people: int, permutations: int, seed: int, *, exact: bool, width: int) -> Iterator[BoolArray]:
+    """Yield who is swapped, (r, P) at a time: every possibility, or ``permutations`` random ones."""
+    generator = np.random.default_rng(seed)
+    rows = max(1, CHUNK_ELEMENTS // width)
+    total = 2**people if exact else permutations
+    for start in range(0, total, rows):
+        numbers = np.arange(start, min(start + rows, total))
+        if exact:
+            yield (numbers[:, None] >> np.arange(people)) & 1 == 1
+        else:
+            yield generator.random((len(numbers), people)) < 0.5
