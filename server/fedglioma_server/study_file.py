@@ -58,7 +58,7 @@ class Arm(Frozen):
     """One row of a table: a name, and the run settings that make it."""
 
     name: str = Field(min_length=1, max_length=80)
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default={})
 
     @property
     def slug(self) -> str:
@@ -76,7 +76,7 @@ class Published(Frozen):
     source: str
     data: str
     note: str = ""
-    rows: dict[str, dict[str, float]] = {}
+    rows: dict[str, dict[str, float]] = Field(default={})
 
     @field_validator("rows")
     @classmethod
@@ -108,7 +108,7 @@ class Study(Frozen):
         default={}, description="run settings of the rounds that a hospital adds alone; by default one tenth"
     )
     baselines: tuple[Baseline, ...] = ("majority",)
-    run: dict[str, Any] = {}
+    run: dict[str, Any] = Field(default={}, description="run settings of every arm")
     arms: tuple[Arm, ...] = Field(min_length=1)
     reference: str = ""
     measures: tuple[str, ...] = ()

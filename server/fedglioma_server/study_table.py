@@ -62,9 +62,9 @@ class StudyResult(Frozen):
     compared_with: str
     measures: list[str]
     lines: list[Line]
-    gains: list[Gain] = []
-    published: list[Published] = []
-    versions: dict[str, str] = {}
+    gains: list[Gain] = Field(default=[])
+    published: list[Published] = Field(default=[])
+    versions: dict[str, str] = Field(default={})
 
 
 def measures_of(study: Study, tasks: Iterable[Task]) -> list[str]:
