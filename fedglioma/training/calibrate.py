@@ -32,7 +32,7 @@ def estimate_norms(model: nn.Module, batches: Iterable[Sample], *, device: torch
         norm.train()
     used = 0
     try:
-        for image, present, _ in batches:
+        for image, present, *_ in batches:
             if len(image) > 1:
                 model(image.to(device), present.to(device))
                 used += 1

@@ -81,7 +81,7 @@ def fit_epoch(
     for batch in batches:
         started = time.perf_counter()
         summary.load_s += started - waiting_since
-        image, present, genotype = (tensor.to(device, non_blocking=True) for tensor in batch)
+        image, present, genotype = (tensor.to(device, non_blocking=True) for tensor in batch[:3])
         logits = model(image, present)
         value = loss(logits, genotype)
         objective = value if penalty is None else value + penalty()

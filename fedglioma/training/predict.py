@@ -39,7 +39,7 @@ def predict(
     logits, labels = [], []
     count = 0
     for batch in batches:
-        image, present, genotype = batch
+        image, present, genotype, _ = batch
         output = model(image.to(device), present.to(device))
         logits.append(torch.stack([output[gene.value].float() for gene in GENES], dim=1).cpu())
         labels.append(genotype)
