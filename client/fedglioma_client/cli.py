@@ -212,7 +212,12 @@ def prepare(
 
         _, path = context.ensure_object(Chosen).path()
         config = load_settings(path)
-        run = RunConfig(spacing_mm=spacing_mm, preprocessing=preprocessing, bias_correction=bias_correction)
+        run = RunConfig(
+            spacing_mm=spacing_mm,
+            preprocessing=preprocessing,
+            bias_correction=bias_correction,
+            crop=144 if preprocessing == "sgpnet" else 128,
+        )
         with progress("prepare", unit="cases") as shown:
             report = prepare_site(config, run, shown)
         write_report(report)

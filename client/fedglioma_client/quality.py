@@ -43,7 +43,6 @@ class CaseQuality(Frozen):
     brain_ml: float | None
     mask_agreement: float | None
     tumour_ml: float | None = None
-    mask_note: str | None = None
     modalities: dict[Modality, Measures]
     movements: dict[Modality, Moved]
     unusual: tuple[str, ...] = ()
@@ -145,8 +144,8 @@ def write_quality(
         shown: list[tuple[CaseQuality, Pictures]] = []
         for number in range(page * CASES_PER_PAGE, min((page + 1) * CASES_PER_PAGE, len(report.cases))):
             pictures = pictures_of(prepared[number], records[number])
-            more = {"tumour_ml": pictures.tumour_ml, "mask_note": pictures.mask_note}
-            shown.append((report.cases[number].model_copy(update=more), pictures))
+            case = report.cases[number].model_copy(update={"tumour_ml": pictures.tumour_ml})
+            shown.append((case, pictures))
         known += [case for case, _ in shown]
         with replacing(folder / page_name(page), mode=PRIVATE) as file:
             file.write(render(report, shown, page, pages).encode())

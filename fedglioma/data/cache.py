@@ -1,8 +1,9 @@
 """Prepared cases on disk: ``<key>.npy`` and, written last, ``<key>.json`` that vouches for it.
 
 The array is float16, shape (4, D, H, W), channels as in ``CHANNELS``, axes right, front, top; plain
-``.npy`` because a training sample is then a slice of a memory map. The key is made of what went in and
-how it was treated, so an entry never goes stale: other input or other settings are another entry.
+``.npy`` because a training sample is then a slice of a memory map. A tumour's mask is an entry of its own:
+uint8, shape (D, H, W). The key is made of what went in and how it was treated, so an entry never goes
+stale: other input or other settings are another entry.
 
 Both files are written under a temporary name, flushed and renamed. An entry that was damaged later fails
 its checksum and counts as absent.
@@ -27,11 +28,15 @@ from fedglioma.case import CHANNELS, Case, Frozen, Modality
 from fedglioma.data.prepared import PreparedCase, Presence
 from fedglioma.data.quality import Quality
 from fedglioma.data.register import Movement
+from fedglioma.data.volume import Affine, Volume
 from fedglioma.scale import Landmarks
 
 logger = logging.getLogger(__name__)
 
 HalfArray = npt.NDArray[np.float16]
+LabelArray = npt.NDArray[np.uint8]
+Rows = tuple[tuple[float, ...], ...]
+"""A matrix as JSON holds it."""
 
 _PART: Final = ".part"
 _ABANDONED_S: Final = 3600.0
@@ -45,17 +50,38 @@ class Remark(Frozen):
 
 
 class Moved(Frozen):
-    """How a modality was laid over the reference: ``register.Movement`` without its matrix."""
+    """How a modality was laid over the reference: ``register.Movement``, its figures rounded.
+
+    ``matrix`` (4, 4) maps RAS mm of the reference to RAS mm of the modality as it was given.
+    """
 
     degrees: float
     millimetres: float
     information: float
     overlap: float
+    matrix: Rows
 
     @classmethod
     def of(cls, movement: Movement) -> Self:
-        """Return the figures of a movement, rounded."""
-        return cls(**{name: round(getattr(movement, name), 4) for name in cls.model_fields})
+        """Return a movement as a record holds it."""
+        figures = {
+            name: round(getattr(movement, name), 4)
+            for name in ("degrees", "millimetres", "information", "overlap")
+        }
+        return cls(matrix=_rows(movement.matrix), **figures)
+
+
+class Placed(Frozen):
+    """Where a modality's voxels lay before anything was moved: in RAS order, ``affine`` to RAS mm."""
+
+    shape: tuple[int, int, int]
+    affine: Rows
+
+    @classmethod
+    def of(cls, volume: Volume) -> Self:
+        """Return the grid of a volume in RAS order."""
+        x, y, z = volume.array.shape
+        return cls(shape=(x, y, z), affine=_rows(volume.affine))
 
 
 class Record(Frozen):
@@ -64,23 +90,27 @@ class Record(Frozen):
     ``affine`` maps the array's voxel index to RAS mm; ``box`` is the part of the reference's whole grid
     that was kept; ``inputs`` are the digests of the files, ``voxels`` those of what they show, however it
     is stored. ``percentiles`` are those of ``scale.py``, of each modality's values in the brain.
-    ``movements`` has the modalities that were registered; the others shared the reference's grid. ``scale``
-    is the id of the consortium's scale where it was laid over. ``quality`` is what the images are like.
+    ``grids`` is where the images lay as they were given; ``movements`` has the modalities that were
+    registered, the others shared the reference's grid. ``scale`` is the id of the consortium's scale where it
+    was laid over, ``mask`` the digest of the tumour mask's file where the array is that mask. ``quality`` is
+    what the images are like.
     """
 
     channels: tuple[Modality, ...] = CHANNELS
     present: Presence
     spacing_mm: float
-    affine: tuple[tuple[float, ...], ...]
+    affine: Rows
     box: tuple[tuple[int, int], ...]
     inputs: dict[Modality, str]
     voxels: dict[Modality, str] = Field(default={})
     settings: dict[str, JsonValue]
     percentiles: dict[Modality, Landmarks]
     reference: Modality
+    grids: dict[Modality, Placed] = Field(default={})
     movements: dict[Modality, Moved]
     quality: Quality | None = None
     scale: str | None = None
+    mask: str | None = None
     remarks: tuple[Remark, ...] = ()
 
 
@@ -150,7 +180,7 @@ class Cache:
             return None
         return Stored(self._path(key, "npy"), digest, voucher.record)
 
-    def put(self, key: str, array: HalfArray, record: Record) -> Stored:
+    def put(self, key: str, array: HalfArray | LabelArray, record: Record) -> Stored:
         """Write an entry and return it; nothing is left behind when that fails.
 
         Raises
@@ -183,6 +213,10 @@ class Cache:
 
     def _path(self, key: str, kind: str) -> Path:
         return self.folder / f"{key}.{kind}"
+
+
+def _rows(matrix: Affine) -> Rows:
+    return tuple(tuple(row) for row in matrix.tolist())
 
 
 def _checksum(record: Record) -> str:

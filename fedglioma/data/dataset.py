@@ -1,7 +1,8 @@
-"""Prepared cases as samples: a crop of the image, which modalities are there, the genotype."""
+"""Prepared cases as samples: a crop of the image, which modalities are there, genotype, tumour mask."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -9,25 +10,34 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fedglioma.case import CHANNELS
-from fedglioma.data.augment import Augmentation, apply, draw
+from fedglioma.case import CHANNELS, UNKNOWN
+from fedglioma.data.augment import Augmentation, Draw, apply, apply_to_mask, draw
 from fedglioma.data.prepared import PreparedCase
 from fedglioma.errors import ConfigError, DataError
 
 CROP_STREAM = 1
 """Keeps the random numbers of crops apart from those of the loader's order, for the same seed."""
 
+Masks = Literal["none", "whole", "random"]
+"""What stands for the tumour in training: nothing, the expert's whole tumour, or noise as a control."""
+
+HalfVolume = NDArray[np.float16]
+Label = NDArray[np.int8]
+
 
 class Sample(NamedTuple):
     """What a network trains on: one case, or a batch of cases stacked along a first axis.
 
     ``image`` (4, D, H, W) float32, ``present`` (4,) float32 of 0 and 1, ``genotype`` (3,) int64 in
-    task order, ``UNKNOWN`` where not measured. Nothing in it names the patient.
+    task order, ``UNKNOWN`` where not measured. ``mask`` (D, H, W) int8 is the whole tumour: 1 in it, 0
+    elsewhere, ``UNKNOWN`` in every voxel of a case that nobody outlined; None where masks were not asked
+    for. Nothing in it names the patient.
     """
 
     image: Tensor
     present: Tensor
     genotype: Tensor
+    mask: Tensor | None = None
 
 
 class CaseDataset(Dataset[Sample]):
@@ -45,10 +55,19 @@ class CaseDataset(Dataset[Sample]):
         What happens to training samples besides the crop.
     seed : int
         With the epoch and the index it decides every random number of a training sample.
+    masks : {"none", "whole", "random"}
+        Whether samples have the tumour's mask. ``random`` gives every training sample a new one, each voxel
+        tumour or not as a coin falls, known for every case; indexing then gives the real ones.
     """
 
     def __init__(
-        self, cases: Sequence["PreparedCase"], crop: int, augment: Augmentation | None = None, seed: int = 0
+        self,
+        cases: Sequence["PreparedCase"],
+        crop: int,
+        augment: Augmentation | None = None,
+        seed: int = 0,
+        *,
+        masks: Masks = "none",
     ) -> None:
         if crop < 1:
             raise ConfigError(f"crop: {crop}: at least 1 voxel is needed")
@@ -58,6 +77,7 @@ class CaseDataset(Dataset[Sample]):
         self.crop = crop
         self.augment = augment
         self.seed = seed
+        self.masks = masks
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -68,11 +88,12 @@ class CaseDataset(Dataset[Sample]):
         Raises
         ------
         DataError
-            The prepared volume is gone or damaged.
+            The prepared volume or its mask is gone or damaged.
         """
         volume = self._open(index)
         starts = tuple((size - self.crop) // 2 for size in volume.shape[1:])
-        return self._sample(index, crop_at(volume, starts, self.crop))
+        mask = None if self.masks == "none" else self._mask(index, volume, starts)
+        return self._sample(index, crop_at(volume, starts, self.crop), mask)
 
     def training_sample(self, index: int, epoch: int) -> Sample:
         """Return a case as it is trained on in one epoch; the same arguments give the same sample.
@@ -80,60 +101,89 @@ class CaseDataset(Dataset[Sample]):
         Raises
         ------
         DataError
-            The prepared volume is gone or damaged.
+            The prepared volume or its mask is gone or damaged.
         """
         generator = np.random.default_rng([CROP_STREAM, self.seed, epoch, index])
         volume = self._open(index)
         starts = tuple(_random_start(size, self.crop, generator) for size in volume.shape[1:])
         image = crop_at(volume, starts, self.crop)
-        if self.augment is not None:
-            image = apply(draw(self.augment, generator), image)
-        return self._sample(index, image)
+        outcome = Draw() if self.augment is None else draw(self.augment, generator)
+        image = apply(outcome, image)
+        if self.masks == "none":
+            return self._sample(index, image)
+        if self.masks == "random":
+            # Drawn last, so that crops and flips are those of the real masks.
+            return self._sample(index, image, generator.integers(0, 2, (self.crop,) * 3, dtype=np.int8))
+        return self._sample(index, image, apply_to_mask(outcome, self._mask(index, volume, starts)))
 
-    def _open(self, index: int) -> NDArray[np.float16]:
-        """Return the volume on disk, (4, D, H, W), of which only what is cropped will be read.
-
-        Opened anew for each sample: an open map would cost a file handle per case.
-        """
+    def _open(self, index: int) -> HalfVolume:
+        """Return the volume on disk, (4, D, H, W), of which only what is cropped will be read."""
         path = self.cases[index].array
-        try:
-            volume = np.lib.format.open_memmap(path, mode="r")
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{path.name}: the prepared volume cannot be read ({type(error).__name__}): prepare it again"
-            ) from error
+        volume: HalfVolume = _mapped(path, "volume")
         if volume.ndim != 4 or len(volume) != len(CHANNELS):
             raise DataError(
                 f"{path.name}: not a prepared volume of {len(CHANNELS)} channels: prepare it again"
             )
         return volume
 
-    def _sample(self, index: int, image: NDArray[np.float32]) -> Sample:
+    def _mask(self, index: int, volume: HalfVolume, starts: Sequence[int]) -> Label:
+        """Return the whole tumour in a cube, 0 outside the volume; ``UNKNOWN`` if not outlined."""
+        path = self.cases[index].mask
+        if path is None:
+            return np.full((self.crop,) * 3, UNKNOWN, np.int8)
+        labels: NDArray[np.uint8] = _mapped(path, "mask")
+        if labels.shape != volume.shape[1:]:
+            raise DataError(f"{path.name}: not a prepared mask of this case's volume: prepare it again")
+        source, target = _window(labels.shape, starts, self.crop)
+        cube = np.zeros((self.crop,) * 3, np.int8)
+        cube[target] = labels[source] > 0
+        return cube
+
+    def _sample(self, index: int, image: NDArray[np.float32], mask: Label | None = None) -> Sample:
         case = self.cases[index]
         return Sample(
             torch.from_numpy(image),
             torch.tensor(case.present, dtype=torch.float32),
             torch.tensor(case.case.genotype.labels(), dtype=torch.int64),
+            None if mask is None else torch.from_numpy(mask),
         )
 
 
-def crop_at(volume: NDArray[np.float16], starts: Sequence[int], crop: int) -> NDArray[np.float32]:
+def crop_at(volume: HalfVolume, starts: Sequence[int], crop: int) -> NDArray[np.float32]:
     """Return the cube that begins at ``starts``, (M, crop, crop, crop), zero outside the volume.
 
     A start is a voxel of the volume, (M, D, H, W); it is negative where the cube begins before it.
     """
-    source, target = [slice(None)], [slice(None)]
-    for size, start in zip(volume.shape[1:], starts, strict=True):
-        low, high = max(start, 0), min(start + crop, size)
-        source.append(slice(low, high))
-        target.append(slice(low - start, high - start))
+    source, target = _window(volume.shape[1:], starts, crop)
     # Contiguous before the cast: reading in order and converting at once is the fastest of five ways.
-    part = np.ascontiguousarray(volume[tuple(source)]).astype(np.float32)
+    part = np.ascontiguousarray(volume[:, *source]).astype(np.float32)
     if part.shape[1:] == (crop, crop, crop):
         return part
     cube = np.zeros((len(volume), crop, crop, crop), np.float32)
-    cube[tuple(target)] = part
+    cube[:, *target] = part
     return cube
+
+
+def _window(
+    shape: Sequence[int], starts: Sequence[int], crop: int
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Return where a cube that begins at ``starts`` lies in a volume, and that part's place in the cube."""
+    source, target = [], []
+    for size, start in zip(shape, starts, strict=True):
+        low, high = max(start, 0), min(start + crop, size)
+        source.append(slice(low, high))
+        target.append(slice(low - start, high - start))
+    return tuple(source), tuple(target)
+
+
+def _mapped(path: Path, what: str) -> NDArray[Any]:
+    """Return an array on disk; opened anew for each sample: an open map would cost a file handle per case."""
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path.name}: the prepared {what} cannot be read ({type(error).__name__}): prepare it again"
+        ) from error
 
 
 def _random_start(size: int, crop: int, generator: np.random.Generator) -> int:

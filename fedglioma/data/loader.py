@@ -83,9 +83,11 @@ def _ahead(read: Callable[[Sequence[int]], Sample], parts: Sequence[Sequence[int
 
 
 def stack(samples: Sequence[Sample]) -> Sample:
-    """Return samples as one batch, each field with a new first axis."""
-    images, present, genotype = zip(*samples, strict=True)
-    return Sample(_stacked(images), _stacked(present), _stacked(genotype))
+    """Return samples of one dataset as one batch, each field with a new first axis; no mask stays None."""
+    images, present, genotype, masks = zip(*samples, strict=True)
+    known = [mask for mask in masks if mask is not None]
+    mask = _stacked(known) if known else None
+    return Sample(_stacked(images), _stacked(present), _stacked(genotype), mask)
 
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:

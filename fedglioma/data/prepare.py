@@ -5,12 +5,13 @@ What comes of it does not depend on other cases or hospitals; the consortium's s
 afterwards (``standardize.py``).
 
 What was prepared before is found by content and only checked; the rest is shared among processes. A case
-that cannot be prepared is excluded, whole, with the modality and the reason.
+that cannot be prepared is excluded, whole, with the modality and the reason. Tumour masks follow the images
+(``masks.py``); a case whose mask cannot be used is kept without it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Literal, Self
 
@@ -22,11 +23,12 @@ from fedglioma.config.run import Preprocessing, RunConfig
 from fedglioma.console import Progress, silent
 from fedglioma.data.bias import correct_bias
 from fedglioma.data.brain import bounding_box, find_brain
-from fedglioma.data.cache import Cache, HalfArray, Moved, Record, Remark, Stored, content_key
+from fedglioma.data.cache import Cache, HalfArray, Moved, Placed, Record, Remark, Stored, content_key
 from fedglioma.data.contents import Doubt, check_contents
 from fedglioma.data.extractor import AUTO
 from fedglioma.data.frame import box_about, cut_out, half_precision, stretched
 from fedglioma.data.harmonize import covering_grid, reference_of, resample, same_grid
+from fedglioma.data.masks import lay_masks
 from fedglioma.data.normalize import brain_percentiles, zscore_in_brain
 from fedglioma.data.pool import map_cases
 from fedglioma.data.prepared import PreparedCase, Presence
@@ -41,7 +43,7 @@ from fedglioma.data.volume import (
 from fedglioma.errors import NoUsableCase
 from fedglioma.scale import Landmarks
 
-PIPELINE_VERSION: Final = 4
+PIPELINE_VERSION: Final = 5
 """Raised whenever the same input would give other voxels or another record: it is part of every key."""
 
 MIN_COVERAGE: Final = 0.9
@@ -53,7 +55,10 @@ PRESETS: Final[dict[Preprocessing, dict[str, Any]]] = {
     "sgpnet": {"correct_bias": False, "margin_mm": 0.0, "resized": 144},
     "fusion": {"reference": "t2"},
 }
-"""What the published systems do differently: MDPNet's, SGPNet's and the fusion model's own preprocessing."""
+"""What the published systems do differently: MDPNet's, SGPNet's and the fusion model's own preprocessing.
+
+A run may ask for another size than the 144 voxels of SGPNet's paper: its crop (``PrepareSettings.of``).
+"""
 
 
 class PrepareSettings(Frozen):
@@ -76,12 +81,17 @@ class PrepareSettings(Frozen):
 
     @classmethod
     def of(cls, run: RunConfig, brain_extractor: str = AUTO) -> Self:
-        """Return what a run's settings ask for; how brains are found is the site's."""
+        """Return what a run's settings ask for; how brains are found is the site's.
+
+        Where the brain is stretched to a cube, that is the run's crop, so that a crop is the whole brain.
+        """
+        preset = PRESETS[run.preprocessing]
+        size = {"resized": run.crop} if "resized" in preset else {}
         return cls(
             spacing_mm=run.spacing_mm,
             correct_bias=run.bias_correction,
             brain_extractor=brain_extractor,
-        ).model_copy(update=PRESETS[run.preprocessing])
+        ).model_copy(update=preset | size)
 
 
 @dataclass(frozen=True)
@@ -102,10 +112,11 @@ def prepare_cases(
     workers: int = 1,
     progress: Progress = silent,
 ) -> Prepared:
-    """Return the cases with their prepared arrays, and why others were left out.
+    """Return the cases with their prepared arrays and masks, and why others were left out.
 
-    A case that shares a file's content, or all its voxels, with an earlier one is excluded: the same
-    image under two ids would stand on both sides of a split.
+    A mask that cannot be used is a warning, and its case has none from then on. A case that shares a file's
+    content, or all its voxels, with an earlier one is excluded: the same image under two ids would stand on
+    both sides of a split.
 
     Raises
     ------
@@ -129,7 +140,9 @@ def prepare_cases(
                 tasks.append(task)
     made = iter(map_cases(partial(_make, settings, cache), tasks, workers=workers, done=counter.one))
     settled = [next(made) if outcome is None else outcome for outcome in outcomes]
-    return _sorted_out(cases, settled)
+    prepared = _sorted_out(cases, settled)
+    with_masks, unusable = lay_masks(prepared.cases, prepared.records, cache, workers=workers)
+    return replace(prepared, cases=with_masks, warnings=(*prepared.warnings, *unusable))
 
 
 @dataclass(frozen=True)
@@ -233,6 +246,7 @@ def prepare_volumes(
     """
     fixed = settings.reference == "t2" and Modality.T2 in volumes
     reference = Modality.T2 if fixed else reference_of(volumes)
+    grids = {modality: Placed.of(volume) for modality, volume in volumes.items()}
     volumes, movements = _laid_over(reference, volumes) if settings.register_modalities else (volumes, {})
     grid = covering_grid(volumes[reference], settings.spacing_mm)
     brain = find_brain(volumes, grid, settings.brain_extractor)
@@ -287,6 +301,7 @@ def prepare_volumes(
         settings=settings.model_dump(mode="json"),
         percentiles=percentiles,
         reference=reference,
+        grids=grids,
         movements={m: Moved.of(movement) for m, movement in movements.items()},
         quality=quality,
         remarks=(

@@ -17,7 +17,10 @@ class PreparedCase:
 
     ``digest`` is the SHA-256 of the array's file; ``percentiles`` are those of ``scale.py``, of each
     modality's values in the brain before any common scale; ``voxels`` are digests of the images as they
-    were given (``source.voxel_digest``).
+    were given (``source.voxel_digest``). ``mask`` is the expert's tumour mask on the array's own voxels:
+    uint8, shape (D, H, W), 0 background, 1 necrotic or non-enhancing, 2 oedema, 3 enhancing;
+    ``mask_digest`` is the SHA-256 of its file. Both are None where there is no usable mask, and so is then
+    ``case.mask``.
     """
 
     case: Case
@@ -26,6 +29,8 @@ class PreparedCase:
     digest: str
     percentiles: Mapping[Modality, Landmarks]
     voxels: Mapping[Modality, str] = field(default_factory=dict)
+    mask: Path | None = None
+    mask_digest: str | None = None
 
     def landmarks(self) -> dict[Modality, Inner]:
         """Return the inner landmarks of each modality."""

@@ -5,6 +5,7 @@ A new scale never repeats reading, registration or bias correction; the arrays o
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -39,7 +40,8 @@ def on_scale(
 
 
 def _moved(scale: Scale, prepared: PreparedCase) -> PreparedCase:
-    return _entry(prepared.array, prepared.digest, scale).as_case(prepared.case)
+    scaled = _entry(prepared.array, prepared.digest, scale).as_case(prepared.case)
+    return replace(scaled, mask=prepared.mask, mask_digest=prepared.mask_digest)
 
 
 @lru_cache(maxsize=1 << 14)

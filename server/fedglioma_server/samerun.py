@@ -53,8 +53,12 @@ def new_record(
 
 
 def data_digest(cases: Sequence[PreparedCase]) -> str:
-    """Return sha256 over the digests, labels and sites of prepared cases, in any order."""
-    lines = sorted(f"{item.digest} {item.case.genotype.labels()} {item.case.site}" for item in cases)
+    """Return sha256 over the digests, masks, labels and sites of prepared cases, in any order."""
+    lines = sorted(
+        f"{item.digest} {item.case.genotype.labels()} {item.case.site}"
+        + (f" {item.mask_digest}" if item.mask_digest else "")
+        for item in cases
+    )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

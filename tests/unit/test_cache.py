@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from fedglioma.case import Modality
-from fedglioma.data.cache import Cache, Moved, Record, Remark, content_key
+from fedglioma.data.cache import Cache, Moved, Placed, Record, Remark, content_key
 
 KEY = "ab" * 32
 ARRAY = np.random.default_rng(0).normal(size=(4, 5, 6, 7)).astype(np.float16)
+UNMOVED = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
 RECORD = Record(
     present=(True, False, True, True),
     spacing_mm=1.0,
@@ -19,7 +20,10 @@ RECORD = Record(
     settings={"spacing_mm": 1.0},
     percentiles={Modality.T1: (-1.0, -0.5, 0.0, 0.5, 1.0)},
     reference=Modality.T1,
-    movements={Modality.T2: Moved(degrees=1.5, millimetres=2.0, information=0.5, overlap=1.0)},
+    grids={Modality.T1: Placed(shape=(9, 9, 9), affine=UNMOVED)},
+    movements={
+        Modality.T2: Moved(degrees=1.5, millimetres=2.0, information=0.5, overlap=1.0, matrix=UNMOVED)
+    },
     remarks=(Remark(code="coverage", message="t1 shows 80% of the brain"),),
 )
 

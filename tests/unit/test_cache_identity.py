@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from fedglioma.case import Modality
 from fedglioma.config.run import RunConfig
-from fedglioma.data.cache import Cache, Moved, Record, Remark
+from fedglioma.data.cache import Cache, Moved, Placed, Record, Remark
 from fedglioma.data.cache_identity import check_cache, look_through
 from fedglioma.data.prepare import PrepareSettings
 from fedglioma.data.quality import Measures, Quality
@@ -33,6 +33,7 @@ from tests.bad_cohorts import write_cohort
 KEY = "ab" * 32
 PATIENTS = ("SYN0007", "sub-MÜLLER-1961", "1905", "017")
 ARRAY = np.zeros((4, 3, 4, 5), np.float16)
+UNMOVED = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
 RECORD = Record(
     present=(True, False, True, True),
     spacing_mm=1.0,
@@ -43,7 +44,10 @@ RECORD = Record(
     settings=PrepareSettings(brain_extractor="mri_synthstrip -i {input} -m {mask}").model_dump(mode="json"),
     percentiles={Modality.T1: (-1.0, -0.5, 0.0, 0.5, 1.0)},
     reference=Modality.T1,
-    movements={Modality.T2: Moved(degrees=1.5, millimetres=2.0, information=0.5, overlap=1.0)},
+    grids={Modality.T1: Placed(shape=(1905, 9, 9), affine=UNMOVED)},
+    movements={
+        Modality.T2: Moved(degrees=1.5, millimetres=2.0, information=0.5, overlap=1.0, matrix=UNMOVED)
+    },
     quality=Quality(
         brain_ml=1905.0,
         mask_agreement=None,

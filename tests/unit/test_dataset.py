@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedglioma.case import Case, Genotype
+from fedglioma.case import UNKNOWN, Case, Genotype
 from fedglioma.data.augment import Augmentation
 from fedglioma.data.dataset import CaseDataset, crop_at
 from fedglioma.data.prepared import PreparedCase
@@ -15,13 +15,19 @@ from fedglioma.errors import ConfigError, DataError
 PRESENT = (True, False, True, True)
 
 
-def prepared(folder: Path, shape: tuple[int, int, int], number: int = 0) -> PreparedCase:
+def prepared(
+    folder: Path, shape: tuple[int, int, int], number: int = 0, *, outlined: bool = False
+) -> PreparedCase:
     volume = np.random.default_rng(number).normal(size=(4, *shape)).astype(np.float16)
     volume[1] = 0
     path = folder / f"{number}.npy"
     np.save(path, volume)
     case = Case(patient=f"p{number}", site="a", volumes={}, genotype=Genotype(idh=1, codel_1p19q=0))
-    return PreparedCase(case=case, array=path, present=PRESENT, digest=str(number), percentiles={})
+    mask = None
+    if outlined:  # where the first channel is above 1, labels 1 to 3
+        mask = folder / f"{number}_mask.npy"
+        np.save(mask, np.where(volume[0] > 1, 1 + np.arange(shape[2]) % 3, 0).astype(np.uint8))
+    return PreparedCase(case=case, array=path, present=PRESENT, digest=str(number), percentiles={}, mask=mask)
 
 
 def centred(volume: np.ndarray, crop: int) -> np.ndarray:
@@ -128,3 +134,76 @@ def test_volume_that_is_gone_or_damaged_is_told_in_one_line(tmp_path: Path) -> N
     case.array.unlink()
     with pytest.raises(DataError, match="FileNotFoundError"):
         CaseDataset([case], 8).training_sample(0, 0)
+
+
+def test_mask_is_the_whole_tumour_where_the_image_is(tmp_path: Path) -> None:
+    """Crops, padding, flips and translations: what was outlined stays on what it was outlined by."""
+    case = prepared(tmp_path, (12, 6, 9), outlined=True)
+    strong = Augmentation(shift_voxels=3, shift_p=0.8, one_flip_p=0.8)
+    dataset = CaseDataset([case], 8, strong, seed=4, masks="whole")
+    for sample in (dataset[0], *(dataset.training_sample(0, epoch) for epoch in range(20))):
+        assert sample.mask is not None
+        assert (sample.mask.dtype, sample.mask.shape) == (torch.int8, (8, 8, 8))
+        assert torch.equal(sample.mask, (sample.image[0] > 1).to(torch.int8))
+
+
+def test_case_that_nobody_outlined_has_an_unknown_mask(tmp_path: Path) -> None:
+    dataset = CaseDataset([prepared(tmp_path, (6, 12, 8))], 8, Augmentation.sgpnet(), masks="whole")
+    for sample in (dataset[0], dataset.training_sample(0, 0)):
+        assert sample.mask is not None
+        assert (sample.mask == UNKNOWN).all()
+
+
+def test_masks_are_not_read_where_nobody_asks(tmp_path: Path) -> None:
+    case = prepared(tmp_path, (8, 8, 8), outlined=True)
+    assert case.mask is not None
+    case.mask.unlink()
+    dataset = CaseDataset([case], 8)
+    assert dataset[0].mask is None
+    assert dataset.training_sample(0, 0).mask is None
+
+
+def test_random_masks_are_fair_coins_that_leave_crops_and_flips_alone(tmp_path: Path) -> None:
+    cases = [prepared(tmp_path, (20, 20, 20), number, outlined=number == 0) for number in range(2)]
+    real, random = (CaseDataset(cases, 16, Augmentation(), 3, masks=m) for m in ("whole", "random"))
+    for index in range(2):
+        one, again, other = (random.training_sample(index, epoch).mask for epoch in (0, 0, 1))
+        assert one is not None
+        assert again is not None
+        assert other is not None
+        assert set(one.unique().tolist()) == {0, 1}
+        assert abs(one.float().mean().item() - 0.5) < 4 * 0.5 / 16**1.5  # four standard errors
+        assert torch.equal(one, again)
+        assert (one != other).float().mean().item() == pytest.approx(0.5, abs=0.05)
+        assert torch.equal(random.training_sample(index, 1).image, real.training_sample(index, 1).image)
+        shown, known = random[index].mask, real[index].mask
+        assert shown is not None
+        assert known is not None
+        assert torch.equal(shown, known)
+
+
+def test_mask_that_is_gone_or_of_another_shape_is_told_in_one_line(tmp_path: Path) -> None:
+    case = prepared(tmp_path, (8, 8, 8), outlined=True)
+    assert case.mask is not None
+    dataset = CaseDataset([case], 8, masks="whole")
+    np.save(case.mask, np.zeros((8, 8, 7), np.uint8))
+    with pytest.raises(DataError, match=r"^0_mask\.npy: not a prepared mask .*prepare it again"):
+        dataset[0]
+    case.mask.unlink()
+    with pytest.raises(DataError, match=r"^0_mask\.npy: the prepared mask cannot be read"):
+        dataset.training_sample(0, 0)
+
+
+def test_seeds_from_before_there_were_masks_give_the_same_crops_and_flips(tmp_path: Path) -> None:
+    """Numbers of numpy's generator, drawn as that version drew them: starts, flips, scale, shift."""
+    case = prepared(tmp_path, (20, 12, 8))
+    dataset = CaseDataset([case], 8, Augmentation(scale=0.1, shift=0.2), seed=7)
+    for epoch in range(5):
+        generator = np.random.default_rng([1, 7, epoch, 0])
+        starts = [int(generator.integers(13)), int(generator.integers(5)), 0]
+        axes = [axis + 1 for axis in range(3) if generator.random() < 0.5]
+        scale, shift = 1 + 0.1 * generator.uniform(-1, 1, 4), 0.2 * generator.uniform(-1, 1, 4)
+        image = np.load(case.array)[:, *(slice(s, s + 8) for s in starts)].astype(np.float32)
+        image = np.flip(image, axes)
+        expected = image * scale[:, None, None, None] + shift[:, None, None, None] * (image != 0)
+        np.testing.assert_allclose(dataset.training_sample(0, epoch).image, expected, atol=1e-5)

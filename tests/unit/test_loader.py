@@ -1,6 +1,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,14 +75,29 @@ def test_order_is_decided_by_seed_and_epoch(seven_cases: CaseDataset) -> None:
 def test_batches_equal_their_samples_taken_alone(seven_cases: CaseDataset) -> None:
     for batch in train_batches(seven_cases, batch_size=3, seed=1, epoch=4):
         alone = [seven_cases.training_sample(int(image.max()) - 1, 4) for image in batch.image]
-        assert all(torch.equal(one, other) for one, other in zip(batch, stack(alone), strict=True))
+        assert all(torch.equal(one, other) for one, other in zip(batch[:3], stack(alone)[:3], strict=True))
 
 
 def test_batch_stacks_every_field(seven_cases: CaseDataset) -> None:
     batch = next(eval_batches(seven_cases, batch_size=2))
-    assert [tuple(field.shape) for field in batch] == [(2, 4, 4, 4, 4), (2, 4), (2, 3)]
-    assert [field.dtype for field in batch] == [torch.float32, torch.float32, torch.int64]
+    fields = batch[:3]
+    assert [tuple(field.shape) for field in fields] == [(2, 4, 4, 4, 4), (2, 4), (2, 3)]
+    assert [field.dtype for field in fields] == [torch.float32, torch.float32, torch.int64]
+    assert batch.mask is None
     assert batch.genotype[:, 0].tolist() == [0, 1]
+
+
+def test_batch_has_the_masks_of_its_cases_and_unknown_for_the_others(
+    seven_cases: CaseDataset, tmp_path: Path
+) -> None:
+    path = tmp_path / "mask.npy"
+    np.save(path, np.full((4, 4, 4), 2, np.uint8))
+    cases = (replace(seven_cases.cases[0], mask=path), *seven_cases.cases[1:])
+    dataset = CaseDataset(cases, 4, masks="whole")
+    batch = next(eval_batches(dataset, batch_size=2))
+    assert batch.mask is not None
+    assert (batch.mask.shape, batch.mask.dtype) == ((2, 4, 4, 4), torch.int8)
+    assert batch.mask.flatten(1).unique(dim=1).tolist() == [[1], [-1]]
 
 
 def test_dataset_without_cases_gives_no_batches() -> None:

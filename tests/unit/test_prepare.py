@@ -11,10 +11,10 @@ from fedglioma.config.run import Preprocessing, RunConfig
 from fedglioma.data import source
 from fedglioma.data.cache import Cache
 from fedglioma.data.cohort import read_cohort
-from fedglioma.data.prepare import Prepared, PrepareSettings, prepare_cases
+from fedglioma.data.prepare import PRESETS, Prepared, PrepareSettings, prepare_cases
 from fedglioma.data.prepared import PreparedCase
 from fedglioma.errors import DataError
-from tests.bad_cohorts import affine, brain, volume, write_cohort, write_volume
+from tests.bad_cohorts import SHAPE, affine, brain, volume, write_cohort, write_volume
 
 SETTINGS = PrepareSettings(spacing_mm=8.0, correct_bias=False)
 REAL = os.environ.get("FEDGLIOMA_REAL_DATA")
@@ -193,7 +193,7 @@ def test_record_says_where_the_voxels_lie(folder: Path, cache: Cache) -> None:
     ("preprocessing", "shape", "reference"),
     [
         ("mdpnet", (4, 30, 30, 19), Modality.T1CE),
-        ("sgpnet", (4, 144, 144, 144), Modality.T1CE),
+        ("sgpnet", (4, 48, 48, 48), Modality.T1CE),
         ("fusion", None, Modality.T2),
         ("standard", None, Modality.T1CE),
     ],
@@ -205,7 +205,7 @@ def test_preprocessing_of_a_paper_gives_its_shape(
     shape: tuple[int, ...] | None,
     reference: Modality,
 ) -> None:
-    settings = PrepareSettings.of(RunConfig(spacing_mm=8.0, preprocessing=preprocessing))
+    settings = PrepareSettings.of(RunConfig(spacing_mm=8.0, preprocessing=preprocessing, crop=48))
     done = prepare_cases(read_cohort(folder).cases[:1], settings, cache).cases[0]
     stored = cache.get(done.array.stem)
     assert stored is not None
@@ -216,6 +216,29 @@ def test_preprocessing_of_a_paper_gives_its_shape(
         values = channel[channel != 0]
         assert abs(values.mean()) < 0.1
         assert values.std() == pytest.approx(1, abs=0.15)
+
+
+def test_stretched_cube_is_the_papers_unless_a_run_has_another_crop() -> None:
+    assert PRESETS["sgpnet"]["resized"] == 144
+    assert PrepareSettings.of(RunConfig(preprocessing="sgpnet", crop=144)).resized == 144
+    assert PrepareSettings.of(RunConfig(preprocessing="sgpnet", crop=64)).resized == 64
+    for other in ("standard", "mdpnet", "fusion"):
+        assert PrepareSettings.of(RunConfig(preprocessing=other, crop=64)).resized == 0
+
+
+def test_record_says_where_each_image_lay_before_it_was_moved(folder: Path, cache: Cache) -> None:
+    fine = affine()
+    fine[:3, :3] /= 2
+    fine[:3, 3] += 3.0
+    write_volume(volume(folder, "flair"), brain(10).repeat(2, 0).repeat(2, 1).repeat(2, 2), fine)
+    record = _prepare(folder, cache).records[1]
+    np.testing.assert_array_equal(record.grids[Modality.FLAIR].affine, fine)
+    np.testing.assert_array_equal(record.grids[Modality.T1CE].affine, affine())
+    assert record.grids[Modality.FLAIR].shape == tuple(2 * n for n in SHAPE)
+    assert set(record.movements) == {Modality.T1CE, Modality.T1, Modality.T2}
+    matrix = np.array(record.movements[Modality.T1].matrix)
+    np.testing.assert_allclose(matrix[:3, :3] @ matrix[:3, :3].T, np.eye(3), atol=1e-5)
+    assert abs(matrix[:3, 3]).max() == pytest.approx(5, abs=3)  # FLAIR lies 5 mm off along each axis
 
 
 @needs_real_data

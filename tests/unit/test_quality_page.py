@@ -3,15 +3,15 @@ import re
 import stat
 import struct
 import zlib
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 
 from fedglioma.case import CHANNELS, Case, Finding, Modality
-from fedglioma.data.cache import Cache, Moved, Record
+from fedglioma.data.cache import Cache, Record
 from fedglioma.data.prepared import PreparedCase
 from fedglioma.data.quality import Measures, Quality
 from fedglioma.scale import Scale
@@ -62,8 +62,6 @@ def made(
     *,
     raw: float = 100.0,
     scanner: str | None = None,
-    mask: Path | None = None,
-    movements: dict[Modality, Moved] | None = None,
 ) -> tuple[PreparedCase, Record]:
     array = np.zeros((4, *SHAPE), np.float16)
     values = np.random.default_rng(len(patient)).normal(0, 1, SHAPE)
@@ -79,13 +77,13 @@ def made(
         settings={"brain_extractor": "auto"},
         percentiles=dict.fromkeys(CHANNELS[:3], (-1.0, -0.5, 0.0, 0.5, 1.0)),
         reference=Modality.T1CE,
-        movements=movements or {},
+        movements={},
         quality=Quality(
             brain_ml=1400.0, mask_agreement=None, modalities={m: measures(raw) for m in CHANNELS[:3]}
         ),
     )
     stored = Cache(folder / "cache").put(f"{abs(hash(patient)):064x}"[:64], array, record)
-    case = Case(patient=patient, site="north", volumes={}, scanner=scanner, mask=mask)
+    case = Case(patient=patient, site="north", volumes={}, scanner=scanner)
     return stored.as_case(case), record
 
 
@@ -249,31 +247,17 @@ def test_picture_draws_outlines_and_stays_small() -> None:
     assert len(png) <= 12_000
 
 
-def save_mask(path: Path, mask: np.ndarray, shift: float = 0.0) -> Path:
-    affine = np.diag([SPACING] * 3 + [1.0])
-    affine[0, 3] = shift
-    nib.save(nib.Nifti1Image(mask.astype(np.uint8), affine), path)
-    return path
-
-
-def test_mask_is_laid_over_where_it_lies_in_the_brain_and_said_where_not(tmp_path: Path) -> None:
-    mask = np.zeros(SHAPE)
-    mask[12:16, 15:20, 10:14] = 4
-    right = made(tmp_path, "a", mask=save_mask(tmp_path / "right.nii.gz", mask))
-    shown = pictures_of(*right)
-    assert shown.tumour_ml == pytest.approx(4 * 5 * 4 * 0.125)
-    indices, palette = pixels(shown.modalities[Modality.T1])
-    assert TUMOUR_COLOUR in {tuple(colour) for colour in palette[np.unique(indices)].tolist()}
-    outside = pictures_of(*made(tmp_path, "b", mask=save_mask(tmp_path / "off.nii.gz", mask, shift=75.0)))
-    assert outside.tumour_ml is None
-    assert "outside the brain" in str(outside.mask_note)
-    moved = {Modality.T1: Moved(degrees=1, millimetres=2, information=0.5, overlap=1)}
-    unknown = pictures_of(*made(tmp_path, "c", mask=tmp_path / "right.nii.gz", movements=moved))
-    assert "had to be moved" in str(unknown.mask_note)
-    (tmp_path / "broken.nii.gz").write_bytes(b"nothing")
-    broken = pictures_of(*made(tmp_path, "d", mask=tmp_path / "broken.nii.gz"))
-    assert "cannot be read" in str(broken.mask_note)
-    assert str(tmp_path) not in str(broken.mask_note)
+def test_mask_is_laid_over_and_its_volume_said(tmp_path: Path) -> None:
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[12:16, 15:20, 10:14] = 3
+    np.save(tmp_path / "mask.npy", labels)
+    prepared, record = made(tmp_path, "a")
+    bare = pictures_of(prepared, record)
+    shown = pictures_of(replace(prepared, mask=tmp_path / "mask.npy"), record)
+    assert (bare.tumour_ml, shown.tumour_ml) == (None, pytest.approx(4 * 5 * 4 * 0.125))
+    for pictures, drawn in ((bare, False), (shown, True)):
+        indices, palette = pixels(pictures.modalities[Modality.T1])
+        assert (TUMOUR_COLOUR in {tuple(c) for c in palette[np.unique(indices)].tolist()}) is drawn
 
 
 def test_agreement_is_that_of_the_scanners_medians(tmp_path: Path) -> None:
