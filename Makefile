@@ -27,7 +27,7 @@ $(VENV)/.installed: $(VENV)/.made pyproject.toml
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed pyproject.toml
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[ray]' --group dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[ray,baselines]' --group dev
 	@touch $@
 
 demo: $(VENV)/.installed

@@ -51,7 +51,7 @@ def task_weights(labels: Mapping[Gene, Cells], masks: int | None, limit: int) ->
 def has_target(case: Case, tasks: Collection[Task]) -> bool:
     """Whether a case has anything that a network of these tasks can be trained on."""
     outlined = Task.SEGMENTATION in tasks and case.mask is not None
-    return outlined or any(case.genotype.label(gene) != UNKNOWN for gene in GENES if gene in tasks)
+    return outlined or any(case.genotype.label(gene) != UNKNOWN for gene in GENES if Task(gene) in tasks)
 
 
 def count_cases(cases: Sequence[Case], limit: int, tasks: Collection[Task] = TASKS) -> SiteCounts:

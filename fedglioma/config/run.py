@@ -41,7 +41,7 @@ SEGMENTERS: tuple[str, ...] = ("unet", "segresnet", "swinunetr")
 
 CROP_STEP: dict[str, int] = {"sgpnet": 16, "unet": 16, "segresnet": 8, "swinunetr": 32}
 """Of what the crop must be a multiple: how often the network halves it."""
-LEAST_CROP: dict[str, int] = {"sgpnet": 32, "unet": 32, "densenet121": 32, "resnet50": 32, "senet": 32}
+LEAST_CROP: dict[str, int] = {"sgpnet": 32, "densenet121": 29, "swinunetr": 32}
 
 RECIPES: dict[str, dict[str, Any]] = {
     "sgpnet": {
@@ -59,8 +59,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "densenet121": {"width": 32},
     "senet": {"width": 64},
     "unet": {"width": 16},
-    "segresnet": {"width": 8},
-    "swinunetr": {"width": 24},
+    "segresnet": {"width": 32},
+    "swinunetr": {"width": 48},
 }
 """Defaults of the other networks: SGPNet's paper, and the sizes that MONAI's networks were published in."""
 
@@ -271,7 +271,7 @@ class RunConfig(Frozen):
 
     @model_validator(mode="after")
     def _network_takes_the_crop(self) -> Self:
-        step, least = CROP_STEP.get(self.model, 1), LEAST_CROP.get(self.model, CROP_STEP.get(self.model, 16))
+        step, least = CROP_STEP.get(self.model, 1), LEAST_CROP.get(self.model, 16)
         if self.crop % step or self.crop < least:
             raise ValueError(f"crop: {self.crop}: {self.model} needs a multiple of {step}, {least} or more")
         if self.preprocessing == "sgpnet" and self.inference == "sliding":
@@ -309,7 +309,7 @@ class RunConfig(Frozen):
     @property
     def genes(self) -> tuple[Gene, ...]:
         """The markers among the tasks."""
-        return tuple(gene for gene in GENES if gene in self.tasks)
+        return tuple(gene for gene in GENES if Task(gene) in self.tasks)
 
     @property
     def path2_modalities(self) -> tuple[Modality, ...]:

@@ -133,7 +133,10 @@ class Stored:
     def as_case(self, case: Case) -> PreparedCase:
         """Return the case that this entry was made for."""
         record = self.record
-        return PreparedCase(case, self.array, record.present, self.digest, record.percentiles, record.voxels)
+        x, y, z = (abs(record.affine[axis][axis]) for axis in range(3))
+        return PreparedCase(
+            case, self.array, record.present, self.digest, record.percentiles, record.voxels, (x, y, z)
+        )
 
     def open(self) -> HalfArray:
         """Return the array as a read-only memory map, shape (4, D, H, W)."""

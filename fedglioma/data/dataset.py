@@ -55,6 +55,8 @@ class CaseDataset(Dataset[Sample]):
         What happens to training samples besides the crop.
     seed : int
         With the epoch and the index it decides every random number of a training sample.
+    whole : bool
+        Indexing gives the whole volume instead of its centre; volumes then differ in size.
     masks : {"none", "whole", "random"}
         Whether samples have the tumour's mask. ``random`` gives every training sample a new one, each voxel
         tumour or not as a coin falls, known for every case; indexing then gives the real ones.
@@ -68,6 +70,7 @@ class CaseDataset(Dataset[Sample]):
         seed: int = 0,
         *,
         masks: Masks = "none",
+        whole: bool = False,
     ) -> None:
         if crop < 1:
             raise ConfigError(f"crop: {crop}: at least 1 voxel is needed")
@@ -78,6 +81,7 @@ class CaseDataset(Dataset[Sample]):
         self.augment = augment
         self.seed = seed
         self.masks = masks
+        self.whole = whole
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -91,9 +95,10 @@ class CaseDataset(Dataset[Sample]):
             The prepared volume or its mask is gone or damaged.
         """
         volume = self._open(index)
-        starts = tuple((size - self.crop) // 2 for size in volume.shape[1:])
-        mask = None if self.masks == "none" else self._mask(index, volume, starts)
-        return self._sample(index, crop_at(volume, starts, self.crop), mask)
+        box = tuple(volume.shape[1:]) if self.whole else (self.crop,) * 3
+        starts = tuple((size - edge) // 2 for size, edge in zip(volume.shape[1:], box, strict=True))
+        mask = None if self.masks == "none" else self._mask(index, volume, starts, box)
+        return self._sample(index, crop_at(volume, starts, box), mask)
 
     def training_sample(self, index: int, epoch: int) -> Sample:
         """Return a case as it is trained on in one epoch; the same arguments give the same sample.
@@ -106,15 +111,16 @@ class CaseDataset(Dataset[Sample]):
         generator = np.random.default_rng([CROP_STREAM, self.seed, epoch, index])
         volume = self._open(index)
         starts = tuple(_random_start(size, self.crop, generator) for size in volume.shape[1:])
-        image = crop_at(volume, starts, self.crop)
+        box = (self.crop,) * 3
+        image = crop_at(volume, starts, box)
         outcome = Draw() if self.augment is None else draw(self.augment, generator)
         image = apply(outcome, image)
         if self.masks == "none":
             return self._sample(index, image)
         if self.masks == "random":
             # Drawn last, so that crops and flips are those of the real masks.
-            return self._sample(index, image, generator.integers(0, 2, (self.crop,) * 3, dtype=np.int8))
-        return self._sample(index, image, apply_to_mask(outcome, self._mask(index, volume, starts)))
+            return self._sample(index, image, generator.integers(0, 2, box, dtype=np.int8))
+        return self._sample(index, image, apply_to_mask(outcome, self._mask(index, volume, starts, box)))
 
     def _open(self, index: int) -> HalfVolume:
         """Return the volume on disk, (4, D, H, W), of which only what is cropped will be read."""
@@ -126,16 +132,16 @@ class CaseDataset(Dataset[Sample]):
             )
         return volume
 
-    def _mask(self, index: int, volume: HalfVolume, starts: Sequence[int]) -> Label:
-        """Return the whole tumour in a cube, 0 outside the volume; ``UNKNOWN`` if not outlined."""
+    def _mask(self, index: int, volume: HalfVolume, starts: Sequence[int], box: Sequence[int]) -> Label:
+        """Return the whole tumour in a box, 0 outside the volume; ``UNKNOWN`` if not outlined."""
         path = self.cases[index].mask
         if path is None:
-            return np.full((self.crop,) * 3, UNKNOWN, np.int8)
+            return np.full(box, UNKNOWN, np.int8)
         labels: NDArray[np.uint8] = _mapped(path, "mask")
         if labels.shape != volume.shape[1:]:
             raise DataError(f"{path.name}: not a prepared mask of this case's volume: prepare it again")
-        source, target = _window(labels.shape, starts, self.crop)
-        cube = np.zeros((self.crop,) * 3, np.int8)
+        source, target = _window(labels.shape, starts, box)
+        cube = np.zeros(box, np.int8)
         cube[target] = labels[source] > 0
         return cube
 
@@ -149,28 +155,28 @@ class CaseDataset(Dataset[Sample]):
         )
 
 
-def crop_at(volume: HalfVolume, starts: Sequence[int], crop: int) -> NDArray[np.float32]:
-    """Return the cube that begins at ``starts``, (M, crop, crop, crop), zero outside the volume.
+def crop_at(volume: HalfVolume, starts: Sequence[int], box: Sequence[int]) -> NDArray[np.float32]:
+    """Return the box of voxels that begins at ``starts``, (M, *box), zero outside the volume.
 
-    A start is a voxel of the volume, (M, D, H, W); it is negative where the cube begins before it.
+    A start is a voxel of the volume, (M, D, H, W); it is negative where the box begins before it.
     """
-    source, target = _window(volume.shape[1:], starts, crop)
+    source, target = _window(volume.shape[1:], starts, box)
     # Contiguous before the cast: reading in order and converting at once is the fastest of five ways.
     part = np.ascontiguousarray(volume[:, *source]).astype(np.float32)
-    if part.shape[1:] == (crop, crop, crop):
+    if part.shape[1:] == tuple(box):
         return part
-    cube = np.zeros((len(volume), crop, crop, crop), np.float32)
+    cube = np.zeros((len(volume), *box), np.float32)
     cube[:, *target] = part
     return cube
 
 
 def _window(
-    shape: Sequence[int], starts: Sequence[int], crop: int
+    shape: Sequence[int], starts: Sequence[int], box: Sequence[int]
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Return where a cube that begins at ``starts`` lies in a volume, and that part's place in the cube."""
+    """Return where a box that begins at ``starts`` lies in a volume, and that part's place in the box."""
     source, target = [], []
-    for size, start in zip(shape, starts, strict=True):
-        low, high = max(start, 0), min(start + crop, size)
+    for size, start, edge in zip(shape, starts, box, strict=True):
+        low, high = max(start, 0), min(start + edge, size)
         source.append(slice(low, high))
         target.append(slice(low - start, high - start))
     return tuple(source), tuple(target)

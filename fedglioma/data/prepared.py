@@ -17,10 +17,10 @@ class PreparedCase:
 
     ``digest`` is the SHA-256 of the array's file; ``percentiles`` are those of ``scale.py``, of each
     modality's values in the brain before any common scale; ``voxels`` are digests of the images as they
-    were given (``source.voxel_digest``). ``mask`` is the expert's tumour mask on the array's own voxels:
-    uint8, shape (D, H, W), 0 background, 1 necrotic or non-enhancing, 2 oedema, 3 enhancing;
-    ``mask_digest`` is the SHA-256 of its file. Both are None where there is no usable mask, and so is then
-    ``case.mask``.
+    were given (``source.voxel_digest``); ``spacing_mm`` are the edges of the array's voxels. ``mask`` is the
+    expert's tumour mask on the same voxels: uint8, shape (D, H, W), 0 background, 1 necrotic or
+    non-enhancing, 2 oedema, 3 enhancing; ``mask_digest`` is the SHA-256 of its file. Both are None where
+    there is no usable mask, and so is then ``case.mask``.
     """
 
     case: Case
@@ -29,6 +29,7 @@ class PreparedCase:
     digest: str
     percentiles: Mapping[Modality, Landmarks]
     voxels: Mapping[Modality, str] = field(default_factory=dict)
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
     mask: Path | None = None
     mask_digest: str | None = None
 

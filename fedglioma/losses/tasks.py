@@ -24,7 +24,7 @@ class Targets(NamedTuple):
     def known(self, task: Task) -> Tensor:
         """Return which cases have a target for a task, bool, shape (B,)."""
         if task is not Task.SEGMENTATION:
-            return self.genotype[:, GENES.index(task)] != UNKNOWN  # type: ignore[arg-type]
+            return self.genotype[:, GENES.index(task)] != UNKNOWN
         if self.mask is None:
             return torch.zeros(len(self.genotype), dtype=torch.bool, device=self.genotype.device)
         return self.mask.flatten(1)[:, 0] != UNKNOWN

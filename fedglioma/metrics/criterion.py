@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from fedglioma.case import UNKNOWN
 from fedglioma.errors import FedGliomaError
 from fedglioma.metrics.bootstrap import Statistic
-from fedglioma.metrics.genotype import THRESHOLD, auc_statistic, mean_statistic
+from fedglioma.metrics.genotype import auc_statistic, mean_statistic
+from fedglioma.metrics.predictions import THRESHOLD
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]

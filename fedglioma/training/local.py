@@ -10,7 +10,7 @@ from torch import nn
 from fedglioma.case import Task
 from fedglioma.config.run import RunConfig
 from fedglioma.data.augment import Augmentation
-from fedglioma.data.dataset import CaseDataset
+from fedglioma.data.dataset import CaseDataset, Masks
 from fedglioma.data.loader import train_batches
 from fedglioma.data.prepared import PreparedCase
 from fedglioma.losses.proximal import proximal_penalty
@@ -112,17 +112,17 @@ def train_locally(
 def training_set(work: LocalWork) -> CaseDataset:
     """Return the cases as they are trained on: cropped, augmented, with masks where they are needed."""
     settings = work.settings
-    masks = "whole" if Task.SEGMENTATION in settings.tasks else "none"
+    wanted: Masks = "whole" if Task.SEGMENTATION in settings.tasks else "none"
     return CaseDataset(
         work.cases,
         crop=settings.crop,
         augment=Augmentation(
             flip=FLIP if settings.flips and not settings.one_flip else 0.0,
-            one_flip=FLIP if settings.flips and settings.one_flip else 0.0,
+            one_flip_p=FLIP if settings.flips and settings.one_flip else 0.0,
             scale=INTENSITY if settings.intensity else 0.0,
             shift=INTENSITY if settings.intensity else 0.0,
             shift_voxels=settings.shift_voxels,
         ),
         seed=derive_seed(settings.seed, "crops", work.site),
-        masks="random" if settings.targets == "random" else masks,
+        masks="random" if settings.targets == "random" else wanted,
     )

@@ -40,7 +40,7 @@ def tuned(
             raise ConfigError("checkpointing: this network has no blocks for it; switch it off")
         for block in blocks:
             # On the instance: a wrapping module would rename the parameters, which are exchanged by name.
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     if compiled:
         objective.compile()
     return objective

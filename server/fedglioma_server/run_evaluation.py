@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedglioma.metrics.segmentation import SegmentationMetrics
-
 from fedglioma.case import GENE_TITLES
 from fedglioma.console import progress
 from fedglioma.data.cache import Cache
@@ -14,11 +12,13 @@ from fedglioma.data.prepare import PrepareSettings, prepare_cases
 from fedglioma.data.standardize import on_scale
 from fedglioma.errors import ConfigError
 from fedglioma.metrics.predictions import Predictions
+from fedglioma.metrics.segmentation import SegmentationMetrics
 from fedglioma.metrics.tables import Evaluation, evaluate
+from fedglioma.training.released import load_model
 from fedglioma_server.device import usable_device
 from fedglioma_server.gather import write_findings
 from fedglioma_server.readings import predictions_of
-from fedglioma_server.release import load_model, measure_text
+from fedglioma_server.release import measure_text
 from fedglioma_server.report_figures import roc_figures
 from fedglioma_server.simulate import default_threads
 

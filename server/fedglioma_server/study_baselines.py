@@ -3,15 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from fedglioma.data.folds import Division
-from fedglioma.metrics.segmentation import dice, volume_ml
-from fedglioma.metrics.simple import age_probabilities, majority_probabilities, volume_probabilities
-from fedglioma.metrics.threshold import best_threshold, segment_by_threshold
 from numpy.typing import NDArray
 
 from fedglioma.case import CHANNELS, GENES, Gene, Modality, Task
+from fedglioma.data.folds import Division
 from fedglioma.data.prepared import PreparedCase
 from fedglioma.data.split import Split
+from fedglioma.metrics.segmentation import dice, volume_ml
+from fedglioma.metrics.simple import age_probabilities, majority_probabilities, volume_probabilities
+from fedglioma.metrics.threshold import best_threshold, segment_by_threshold
 from fedglioma_server.study_file import Baseline
 from fedglioma_server.study_results import Known, Readings, RowName
 
@@ -52,7 +52,7 @@ def add_baselines(
                     values = _threshold_dice(parts[Split.TRAIN], parts[Split.REPORT])
                     _enter(known, row, Task.SEGMENTATION, fold, parts[Split.REPORT], values, seeds)
                 continue
-            for gene in (gene for gene in GENES if gene in tasks):
+            for gene in (gene for gene in GENES if Task(gene) in tasks):
                 values = _of_gene(baseline, gene, parts[Split.TRAIN], parts[Split.REPORT])
                 _enter(known, row, Task(gene), fold, parts[Split.REPORT], values, seeds)
 

@@ -19,8 +19,8 @@ from safetensors.numpy import load_file
 from fedglioma.config.run import RunConfig
 from fedglioma.payload import packed_bytes
 from fedglioma.training.learner import layout_of, parameter_count
+from fedglioma.training.released import load_model
 from fedglioma_server.records import RunRecord, read_json, read_rounds
-from fedglioma_server.release import load_model
 from tests.cli_fixture import SCRIPT, SYNTHETIC, TINY, call, data_of, reason_of, write_cohorts
 
 Finished = tuple[Path, Result, list[object]]

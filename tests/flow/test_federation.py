@@ -17,12 +17,12 @@ from fedglioma.errors import ProtocolError, QuorumError
 from fedglioma.seeds import derive_seed, seed_torch
 from fedglioma.training.fit import parameter_groups
 from fedglioma.training.learner import build_learner, initial_learner, layout_of
+from fedglioma.training.released import load_model
 from fedglioma.weights import GROUPS, pack
 from fedglioma.wire import TRAIN, Body, payload_bytes, request_record, weights_of
 from fedglioma_server.app import make_app
 from fedglioma_server.heldout import best_round
 from fedglioma_server.inline import run_inline
-from fedglioma_server.release import load_model
 from fedglioma_server.runfolder import RunFolder
 from fedglioma_server.simulate import plan_file
 from tests.federation_fixture import (

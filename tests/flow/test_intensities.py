@@ -13,12 +13,12 @@ from fedglioma.case import CHANNELS, Modality
 from fedglioma.data.plan import PLAN_KEY, SimulationPlan, SitePlan
 from fedglioma.landmarks import published_sums
 from fedglioma.scale import fit_scale
+from fedglioma.training.released import load_model
 from fedglioma.wire import STATISTICS, StatisticsReply, TrainRequest, body_of, is_refusal
 from fedglioma_client.app import app as client_app
 from fedglioma_server.coordinator import Coordinator
 from fedglioma_server.federation import run_federation
 from fedglioma_server.inline import InlineGrid
-from fedglioma_server.release import load_model
 from fedglioma_server.runfolder import RunFolder
 from fedglioma_server.simulate import plan_file
 from tests.federation_fixture import TINY, final_weights, make_plan, run

@@ -9,11 +9,11 @@ import torch
 from fedglioma.errors import ConfigError, FedGliomaError, ProtocolError
 from fedglioma.payload import packed_bytes
 from fedglioma.training.learner import EQUAL_COUNTS, build_learner, layout_of
+from fedglioma.training.released import load_model
 from fedglioma.weights import GROUPS, Layout, local_state, pack, to_record
 from fedglioma.wire import TRAIN, weights_of
 from fedglioma_server.heldout import best_round
 from fedglioma_server.recompute import recompute
-from fedglioma_server.release import load_model
 from fedglioma_server.runfolder import RunFolder
 from tests.federation_fixture import TINY, assert_same_bits, final_weights, make_plan, run
 

@@ -45,7 +45,7 @@ def test_crop_is_the_same_window_of_the_padded_volume(shape: tuple[int, ...], cr
     starts = [int(generator.integers(-crop + 1, size)) for size in shape]
     wide = np.pad(volume, [(0, 0)] + [(crop, crop)] * 3).astype(np.float32)
     expected = wide[:, *(slice(crop + start, 2 * crop + start) for start in starts)]
-    assert np.array_equal(crop_at(volume, starts, crop), expected)
+    assert np.array_equal(crop_at(volume, starts, (crop,) * 3), expected)
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 8), (12, 9, 8), (5, 3, 4), (20, 3, 8)])
