@@ -16,9 +16,10 @@ from fedglioma.metrics.bootstrap import Measure
 from fedglioma.metrics.predictions import Predictions
 from fedglioma.metrics.tables import Evaluation, evaluate
 from fedglioma.training.learner import initial_learner, layout_of
+from fedglioma.training.released import load_model
 from fedglioma.weights import GROUPS, pack
 from fedglioma_server.records import HeldOutRound, RoundRecord, RunRecord, SiteData
-from fedglioma_server.release import load_model, measure_text, results_text, write_card, write_model
+from fedglioma_server.release import measure_text, results_text, write_card, write_model
 
 SETTINGS = RunConfig(width=1, crop=16, spacing_mm=5.5, rounds=3)
 COUNTS = dict.fromkeys(GENES, (7.5, 4.0))
