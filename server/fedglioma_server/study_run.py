@@ -175,7 +175,7 @@ def collect(
         seeds=len(study.seeds),
         runs=len(cells),
         failed=dict(failed),
-        compared_with=reference.shown(len(study.protocols)),
+        reference=(reference.arm, reference.protocol),
         measures=measures,
         lines=[
             Line(arm=row.arm, protocol=row.protocol, parameters=sizes.get(row.arm), entries=entries[row])
