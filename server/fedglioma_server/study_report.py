@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from fedglioma.case import TASK_TITLES, Task
 from fedglioma_server import figures
 from fedglioma_server import report_text as words
 from fedglioma_server.figures import Interval
@@ -52,7 +53,7 @@ def write_study_report(folder: Path) -> Path:
     page = environment.get_template("study.html.j2").render(
         result=result,
         facts=_facts(result),
-        tables=[_main_table(result), *_gain_tables(result)],
+        tables=[*_main_tables(result), *_gain_tables(result)],
         published=[_published_table(result, place) for place in range(len(result.published))],
         figures=drawn,
         failed=sorted(result.failed.items()),
@@ -78,35 +79,35 @@ def _facts(result: StudyResult) -> dict[str, str]:
     }
 
 
-def _main_table(result: StudyResult) -> Table:
-    over = [("", 1), *((measure_title(name), 2) for name in result.measures)]
+def _main_tables(result: StudyResult) -> list[Table]:
+    """Return one table per task."""
+    tasks = dict.fromkeys(name.partition(".")[0] for name in result.measures)
+    return [
+        _task_table(result, TASK_TITLES[Task(task)], [m for m in result.measures if m.startswith(f"{task}.")])
+        for task in tasks
+    ]
+
+
+def _task_table(result: StudyResult, title: str, measures: Sequence[str]) -> Table:
     rows = []
+    cases = 0
     for line in result.lines:
-        cells = [
-            Cell(
-                row_title(line, result),
-                head=True,
-                number=False,
-                strong=(line.arm, line.protocol) == result.reference,
-            )
-        ]
-        for name in result.measures:
+        if not any(name in line.entries for name in measures):
+            continue
+        reference = (line.arm, line.protocol) == result.reference
+        cells = [Cell(row_title(line, result), head=True, number=False, strong=reference)]
+        for name in measures:
             entry = line.entries.get(name)
             cells.append(Cell(DASH if entry is None else interval_text(entry.value)))
             cells.append(Cell(DASH if entry is None else compared_text(entry)))
+            cases = max(cases, 0 if entry is None else entry.cases)
         rows.append(Row(tuple(cells)))
-    cases = ", ".join(
-        f"{measure_title(name)} {line.entries[name].cases}"
-        for name in result.measures
-        for line in result.lines[:1]
-        if name in line.entries
-    )
     return Table(
-        title="All rows",
-        columns=("", *(text for _ in result.measures for text in ("Value", "Difference"))),
+        title=f"{title}, {cases} cases",
+        columns=("", *(text for _ in measures for text in ("Value", "Difference"))),
         rows=tuple(rows),
-        over=tuple(over),
-        remark=f"{CAUTION} Cases with a known target: {cases}.",
+        over=(("", 1), *((measure_title(name), 2) for name in measures)),
+        remark=CAUTION,
     )
 
 
@@ -228,11 +229,13 @@ def markdown(result: StudyResult) -> str:
     parts = [f"# {result.title}", ""]
     if result.synthetic:
         parts += ["**SYNTHETIC DATA: made-up patients, nothing here is clinical evidence.**", ""]
+    if result.caution:
+        parts += [f"**{result.caution}**", ""]
     if result.description:
         parts += [result.description.strip(), ""]
     parts += [f"{name}: {value}  " for name, value in _facts(result).items()]
     published = [_published_table(result, place) for place in range(len(result.published))]
-    for table in (_main_table(result), *_gain_tables(result), *published):
+    for table in (*_main_tables(result), *_gain_tables(result), *published):
         parts += ["", f"## {table.title}", "", *_markdown_rows(table), "", table.remark]
     if result.failed:
         parts += ["", "## Failed runs", "", *(f"- {run}: {why}" for run, why in result.failed.items())]
@@ -276,6 +279,8 @@ def summary_text(result: StudyResult) -> str:
     lines = [f"{result.title} ({result.size} size): {result.patients} patients, {divisions_text(result)}"]
     if result.synthetic:
         lines.append("SYNTHETIC DATA: made-up patients, nothing here is clinical evidence")
+    if result.caution:
+        lines.append(result.caution)
     for name in result.measures:
         lines.append(measure_title(name))
         for line in result.lines:

@@ -57,6 +57,7 @@ class StudyResult(Frozen):
     divisions: str
     folds: int
     seeds: int
+    caution: str | None = None
     runs: int
     failed: dict[str, str] = Field(default={}, description="run -> why it failed")
     reference: tuple[str, str] = Field(description="arm and protocol that the others are compared with")
