@@ -192,7 +192,7 @@ class RunConfig(Frozen):
         default="auto",
         description="how held-out patients are read: centre crop, sliding window, or as each paper does",
     )
-    test_flips: bool = Field(
+    average_flips: bool = Field(
         default=False, description="average over the eight mirror images of held-out patients"
     )
     precision: PrecisionName = Field(

@@ -34,7 +34,7 @@ class Reader:
     @classmethod
     def of(cls, settings: RunConfig) -> "Reader":
         """Return how a run's settings ask for images to be read."""
-        return cls(settings.crop if settings.sliding else None, settings.test_flips)
+        return cls(settings.crop if settings.sliding else None, settings.average_flips)
 
     def read(self, model: nn.Module, image: Tensor, present: Tensor) -> Outputs:
         """Return the logits of each task: (B, 2) of a marker, (B, 2, D, H, W) of the tumour.

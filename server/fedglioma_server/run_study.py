@@ -16,7 +16,7 @@ from fedglioma_server.samerun import command_line
 from fedglioma_server.study_cells import Cell
 from fedglioma_server.study_file import Study, read_study
 from fedglioma_server.study_report import RESULTS, summary_text, write_study_report
-from fedglioma_server.study_run import StudyRun, run_study
+from fedglioma_server.study_run import StudyRun, prepare_study, run_study
 
 STUDIES = Path("studies")
 OURS = ("cohort", "cache", "runs", "figures", RESULTS, "report.html", "table.md", "table.csv")
@@ -29,17 +29,16 @@ def run(request: Request, path: Path, size: str | None) -> Result:
     study = read_study(path, size)
     out = request.out or STUDIES / path.stem
     _require_ours(out)
-    prepared = _study_run(request, study, out, out)
-    shown_before = 0
+    asked = _study_run(request, study, out, out)
+    with progress("prepare", unit="cases") as shown:
+        prepared = prepare_study(asked, shown)
     with progress("study", unit="runs") as shown:
 
         def told(cell: Cell, number: int, total: int) -> None:
-            nonlocal shown_before
-            shown_before = number - 1
-            shown(shown_before, total)
+            shown(number - 1, total)
             human().print(f"run {number} of {total}: {cell.words}", markup=False, highlight=False)
 
-        result = run_study(prepared, told=told)
+        result = run_study(asked, prepared, told)
         shown(result.runs, result.runs)
     report = write_study_report(out)
     text = f"{summary_text(result)}\nresearch use only, not a medical device\nreport: {report}"

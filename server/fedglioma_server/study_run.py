@@ -48,17 +48,22 @@ class StudyRun:
         return expand(self.study, self.gathering.cases, self.given)
 
 
+PreparedWays = Mapping[PrepareSettings, Prepared]
+"""The same cases, prepared in each of the ways that a study's arms ask for."""
+
 Told = Callable[[Cell, int, int], None]
 """Told of each run before it begins, of its number from 1, and of how many there are."""
 
 
 def run_study(
-    request: StudyRun, progress: Progress = silent, told: Told = lambda _cell, _number, _all: None
+    request: StudyRun,
+    prepared: PreparedWays,
+    told: Told = lambda _cell, _number, _all: None,
 ) -> StudyResult:
     """Run what is missing of a study, measure, and return what was found; ``results.json`` has the same.
 
-    A run that fails leaves its arm out of the table, with the reason; the others go on. Runs that are
-    complete are not repeated.
+    ``prepared`` is what ``prepare_study`` returned. A run that fails leaves its arm out of the table, with
+    the reason; the others go on. Runs that are complete are not repeated.
 
     Raises
     ------
@@ -68,12 +73,11 @@ def run_study(
         No case can be used.
     """
     cells = request.cells
-    prepared = _prepared(request, cells, progress)
     failed: dict[str, str] = {}
     for number, cell in enumerate(cells, start=1):
         told(cell, number, len(cells))
         try:
-            _run(request, cell, prepared[PrepareSettings.of(cell.settings)], progress)
+            _run(request, cell, prepared[PrepareSettings.of(cell.settings)])
         except FedGliomaError as error:
             logger.warning("%s: %s", cell.words, error)
             failed[cell.words] = str(error)
@@ -82,12 +86,16 @@ def run_study(
     return result
 
 
-def _prepared(
-    request: StudyRun, cells: Sequence[Cell], progress: Progress
-) -> dict[PrepareSettings, Prepared]:
-    """Return the cases prepared in every way that the arms ask for."""
+def prepare_study(request: StudyRun, progress: Progress = silent) -> PreparedWays:
+    """Return the cases prepared in every way that the arms ask for.
+
+    Raises
+    ------
+    DataError
+        No case can be used.
+    """
     found: dict[PrepareSettings, Prepared] = {}
-    for cell in cells:
+    for cell in request.cells:
         settings = PrepareSettings.of(cell.settings)
         if settings not in found:
             found[settings] = simulate.prepare(_simulation(request, cell, request.gathering), progress)
@@ -110,13 +118,13 @@ def _simulation(request: StudyRun, cell: Cell, gathering: Gathering) -> simulate
     )
 
 
-def _run(request: StudyRun, cell: Cell, prepared: Prepared, progress: Progress) -> None:
+def _run(request: StudyRun, cell: Cell, prepared: Prepared) -> None:
     gathering = request.gathering
     if cell.protocol == "centralised":
         gathering, prepared = pooled(gathering), _moved(prepared)
     simulation = _simulation(request, cell, gathering)
     simulation.folder.require_new_or_ours()
-    simulate.run(simulation, prepared, progress)
+    simulate.run(simulation, prepared)
 
 
 def _caution(entries: Mapping[RowName, Mapping[str, Entry]]) -> str | None:
@@ -148,7 +156,7 @@ def _moved(prepared: Prepared) -> Prepared:
 def collect(
     request: StudyRun,
     cells: Sequence[Cell],
-    prepared: Mapping[PrepareSettings, Prepared],
+    prepared: PreparedWays,
     failed: Mapping[str, str],
 ) -> StudyResult:
     """Return the study's result from the runs that are complete."""
