@@ -1,0 +1,107 @@
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedglioma.case import Case, Genotype
+from fedglioma.data.split import Split
+from fedglioma.errors import ConfigError
+from fedglioma_server.study_cells import divide, expand
+from fedglioma_server.study_file import Study
+
+SITES = ("henan", "ningxia", "zhengzhou")
+CASES = tuple(
+    Case(patient=f"p{i:02}", site=SITES[i % 3], volumes={}, genotype=Genotype(idh=i % 2)) for i in range(30)
+)
+SITE_OF = {case.patient: case.site for case in CASES}
+
+
+def study(**changes: Any) -> Study:
+    table = {"title": "t", "size": "test", "arms": [{"name": "A"}, {"name": "B", "settings": {"lr": 0.1}}]}
+    return Study.model_validate(table | {"divisions": {"folds": 3}} | changes)
+
+
+def test_every_patient_is_reported_once_per_arm_protocol_and_seed() -> None:
+    cells = expand(study(seeds=(1, 2)), CASES, {})
+    assert len(cells) == 2 * 2 * 3
+    reported = Counter(
+        (cell.arm.name, cell.seed, patient)
+        for cell in cells
+        for patient in cell.division.patients(Split.REPORT)
+    )
+    assert set(reported.values()) == {1}
+    assert len(reported) == 2 * 2 * len(CASES)
+
+
+def test_all_arms_and_seeds_see_the_same_divisions() -> None:
+    cells = expand(study(seeds=(1, 2)), CASES, {})
+    digests = {}
+    for cell in cells:
+        digests.setdefault(cell.fold, set()).add(cell.division.digest)
+    assert all(len(found) == 1 for found in digests.values())
+
+
+def test_hospital_alone_trains_and_selects_on_its_own_patients() -> None:
+    cells = expand(study(protocols=("federated", "local", "finetuned", "centralised")), CASES, {})
+    alone = [cell for cell in cells if cell.site]
+    assert {cell.protocol for cell in alone} == {"local", "finetuned"}
+    assert {cell.site for cell in alone} == set(SITES)
+    for cell in alone:
+        own = {p for part in (Split.TRAIN, Split.SELECTION) for p in cell.division.patients(part)}
+        assert {SITE_OF[patient] for patient in own} == {cell.site}
+    shared = next(cell for cell in cells if cell.protocol == "federated")
+    assert alone[0].division.patients(Split.REPORT) == shared.division.patients(Split.REPORT)
+
+
+def test_finetuning_comes_after_the_federation_that_it_goes_on_from(tmp_path: Path) -> None:
+    cells = expand(study(protocols=("finetuned", "federated")), CASES, {"rounds": 20})
+    order = [(cell.arm.name, cell.fold, cell.protocol) for cell in cells]
+    for cell in cells:
+        if cell.protocol == "finetuned":
+            start = cell.starts_from(tmp_path)
+            source = next(c for c in cells if start == c.folder(tmp_path) / "model")
+            assert (source.protocol, source.arm, source.fold) == ("federated", cell.arm, cell.fold)
+            assert order.index((cell.arm.name, cell.fold, "federated")) < cells.index(cell)
+            assert cell.settings.rounds == 2
+        else:
+            assert cell.starts_from(tmp_path) is None
+
+
+def test_no_two_runs_share_a_folder(tmp_path: Path) -> None:
+    cells = expand(study(seeds=(1, 2), protocols=("federated", "local", "finetuned")), CASES, {})
+    folders = [cell.folder(tmp_path) for cell in cells]
+    assert len(set(folders)) == len(folders)
+    assert not any(one in other.parents for one in folders for other in folders)
+
+
+def test_site_that_is_left_out_has_no_model_of_its_own() -> None:
+    cells = expand(study(divisions={"kind": "sites"}, protocols=("federated", "local")), CASES, {})
+    for cell in cells:
+        left_out = {SITE_OF[patient] for patient in cell.division.patients(Split.REPORT)}
+        assert left_out == {cell.division.name}
+        assert cell.site not in left_out
+
+
+def test_strategy_for_many_sites_is_not_asked_of_one() -> None:
+    settings = {"strategy": "multikrum", "quorum": 3}
+    cells = expand(study(run=settings, protocols=("federated", "local", "centralised")), CASES, {})
+    strategies = {cell.protocol: (cell.settings.strategy, cell.settings.quorum) for cell in cells}
+    assert strategies == {"federated": ("multikrum", 3), "local": ("fedavg", 1), "centralised": ("fedavg", 1)}
+
+
+def test_divisions_of_a_file_are_used_as_they_stand(tmp_path: Path) -> None:
+    file = tmp_path / "splits.csv"
+    rows = [f"p{i:02},{'test' if i % 5 == 0 else 'train'}" for i in range(30)]
+    file.write_text("participant_id,split\n" + "\n".join(rows))
+    (division,) = divide(
+        study(divisions={"kind": "file", "file": str(file)}).divisions,
+        CASES,
+        study().settings(study().arms[0], 1, {}),
+    )
+    assert division.patients(Split.REPORT) == ("p00", "p05", "p10", "p15", "p20", "p25")
+
+
+def test_too_many_runs_are_refused() -> None:
+    with pytest.raises(ConfigError, match="at most 10000"):
+        expand(study(seeds=tuple(range(2000))), CASES, {})

@@ -1,0 +1,132 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fedglioma.errors import ConfigError
+from fedglioma_server.study_file import read_study
+
+SHIPPED = sorted((Path(__file__).parents[2] / "server" / "studies").glob("*.yaml"))
+SIMPLE: dict[str, Any] = {"title": "A study", "arms": [{"name": "one"}, {"name": "two", "lr": 0.01}]}
+
+
+def study_file(folder: Path, **changes: Any) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump({**SIMPLE, **changes}))
+    return path
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_study_can_be_run_at_every_size(path: Path) -> None:
+    for size in yaml.safe_load(path.read_text())["sizes"]:
+        study = read_study(path, size)
+        for arm in study.arms:
+            settings = study.settings(arm, 1, {})
+            assert settings.seed == 1
+            if size == "full":
+                assert settings.crop in (128, 144)
+            else:
+                assert settings.crop <= 48
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_size_of_a_shipped_study_is_one_line(path: Path, tmp_path: Path) -> None:
+    lines = path.read_text().splitlines()
+    places = [i for i, line in enumerate(lines) if line.startswith("size:")]
+    assert len(places) == 1
+    lines[places[0]] = "size: full"
+    changed = tmp_path / path.name
+    changed.write_text("\n".join(lines))
+    assert read_study(changed) == read_study(path, "full").model_copy(
+        update={"data": read_study(changed).data}
+    )
+
+
+def test_papers_ablations_are_the_rows_of_the_studies() -> None:
+    def rows(name: str, setting: str) -> list[Any]:
+        path = next(path for path in SHIPPED if path.stem == name)
+        return [arm.settings[setting] for arm in read_study(path).arms]
+
+    assert rows("mdpnet-table4", "path2") == ["t2+flair", "t2", "flair", "none"]
+    assert sorted(rows("mdpnet-table5", "attention")) == ["rda+rda", "rda+vit", "vit+rda", "vit+vit"]
+    assert rows("mdpnet-table6", "guide") == ["idh+atrx", "idh", "atrx", "none"]
+    assert sorted(rows("sgpnet-table2", "targets")) == ["both", "idh", "random"]
+
+
+def test_published_figures_are_those_of_the_papers() -> None:
+    one = next(path for path in SHIPPED if path.stem == "sgpnet-table1")
+    own = read_study(one).published[0].rows["SGPNet"]
+    assert own == {
+        "idh.accuracy": 0.895,
+        "idh.sensitivity": 0.907,
+        "idh.specificity": 0.883,
+        "idh.auc": 0.949,
+        "segmentation.dice": 0.935,
+    }
+
+
+def test_size_lays_itself_over_the_rest(tmp_path: Path) -> None:
+    path = study_file(
+        tmp_path,
+        size="small",
+        run={"lr": 0.1, "rounds": 9},
+        sizes={"small": {"run": {"rounds": 1}, "seeds": [3]}, "large": {}},
+    )
+    assert read_study(path).run == {"lr": 0.1, "rounds": 1}
+    assert read_study(path).seeds == (3,)
+    assert read_study(path, "large").run == {"lr": 0.1, "rounds": 9}
+
+
+def test_settings_stand_in_the_order_of_precedence(tmp_path: Path) -> None:
+    study = read_study(study_file(tmp_path, run={"lr": 0.1, "rounds": 9}))
+    one, two = study.arms
+    assert (study.settings(one, 1, {}).lr, study.settings(two, 1, {}).lr) == (0.1, 0.01)
+    assert study.settings(two, 5, {"lr": 0.5, "seed": 9}).lr == 0.5
+    assert study.settings(two, 5, {"seed": 9}).seed == 5
+
+
+def test_grid_has_a_row_for_each_combination(tmp_path: Path) -> None:
+    study = read_study(study_file(tmp_path, arms=[], grid={"lr": [0.1, 0.2], "width": [1, 2, 3]}))
+    assert len(study.arms) == 6
+    assert study.arms[0].name == "lr 0.1, width 1"
+    assert study.arms[-1].settings == {"lr": 0.2, "width": 3}
+
+
+def test_cohorts_are_found_beside_the_file(tmp_path: Path) -> None:
+    study = read_study(study_file(tmp_path, data={"cohorts": ["patients", "/else/where"]}))
+    assert study.data.cohorts == (tmp_path / "patients", Path("/else/where"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": []}, "arms"),
+        ({"arms": [{"name": "A b"}, {"name": "a-B"}]}, "two are called a-b"),
+        ({"arms": ["one"]}, "arms: a list of tables"),
+        ({"reference": "three"}, "reference: 'three' is none of the arms"),
+        ({"protocols": ["finetuned"]}, "name both"),
+        ({"protocols": ["alone"]}, "protocols.0: 'alone' is not allowed"),
+        ({"measures": ["idh.dice"]}, "measures: idh.dice"),
+        ({"measures": ["grade.auc"]}, "measures: grade.auc"),
+        ({"divisions": {"kind": "file"}}, "file: is for kind file"),
+        ({"divisions": {"folds": 1}}, "divisions.folds: 1 is not allowed"),
+        ({"divsions": {}}, "divsions: unknown setting, did you mean divisions"),
+        ({"size": "huge", "sizes": {"small": {}}}, "size: 'huge' is none of small"),
+        ({"grid": {"lr": 0.1}}, "grid: 'setting"),
+        ({"seeds": []}, "name at least one"),
+        ({"published": [{"source": "x", "data": "y", "rows": {"one": {"idh.f1": 1}}}]}, "idh.f1"),
+    ],
+)
+def test_mistake_in_a_study_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    path = study_file(tmp_path, **changes)
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_study(path)
+    assert "\n" not in str(caught.value)
+    assert "study.yaml" in str(caught.value)
+
+
+def test_wrong_setting_of_an_arm_names_the_arm(tmp_path: Path) -> None:
+    study = read_study(study_file(tmp_path, arms=[{"name": "odd", "lrr": 1}]))
+    with pytest.raises(ConfigError, match="arm odd: lrr: unknown setting, did you mean lr"):
+        study.settings(study.arms[0], 1, {})

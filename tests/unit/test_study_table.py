@@ -1,0 +1,133 @@
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, roc_auc_score
+
+from fedglioma.case import Gene, Task
+from fedglioma.metrics.predictions import Predictions
+from fedglioma_server.study_cells import Cell, expand
+from fedglioma_server.study_file import Study
+from fedglioma_server.study_results import Known, RowName
+from fedglioma_server.study_table import gains_of, measures_of, table_of
+from tests.unit.test_study_cells import CASES, SITE_OF
+
+STUDY = Study.model_validate(
+    {
+        "title": "t",
+        "size": "test",
+        "arms": [{"name": "A"}, {"name": "B", "settings": {"lr": 0.1}}],
+        "seeds": (1, 2),
+        "divisions": {"folds": 3},
+        "protocols": ("federated", "local"),
+    }
+)
+LABEL = {case.patient: case.genotype.idh for case in CASES}
+
+
+def says(cell: Cell, patient: str) -> float:
+    """What a made-up network says of a patient: arm A knows a little, B nothing, alone it is worse."""
+    seed = [*f"{cell.arm.name}{cell.protocol}{patient}".encode(), cell.seed]
+    noise = float(np.random.default_rng(seed).uniform())
+    share = (0.5 if cell.arm.name == "A" else 0.0) * (0.5 if cell.site else 1.0)
+    return share * LABEL[patient] + (1 - share) * noise
+
+
+def predictions(cell: Cell, patients: list[str]) -> Predictions:
+    n = len(patients)
+    probabilities = np.full((n, 3), np.nan)
+    probabilities[:, 0] = [says(cell, patient) for patient in patients]
+    labels = np.full((n, 3), -1)
+    labels[:, 0] = [LABEL[patient] for patient in patients]
+    return Predictions(
+        labels=labels,
+        probabilities=probabilities,
+        sites=tuple(SITE_OF[p] for p in patients),
+        modalities=("flair",) * n,
+        split=("report",) * n,
+        patients=np.arange(n),
+        genes=(Gene.IDH,),
+    )
+
+
+@pytest.fixture(scope="module")
+def known() -> Known:
+    found = Known()
+    for cell in expand(STUDY, CASES, {}):
+        patients = [p for p, part in cell.division.split.items() if part == "report"]
+        row = RowName(cell.arm.name, cell.protocol)
+        found.enter(row, cell, patients, predictions(cell, patients), SITE_OF)
+    return found
+
+
+ORDER = [RowName(arm, protocol) for arm in "AB" for protocol in ("federated", "local")]
+
+
+def test_value_is_the_mean_over_folds_and_seeds(known: Known) -> None:
+    table = table_of(known, ["idh.auc", "idh.accuracy"], ORDER, ORDER[0], (1, 2), resamples=100)
+    cells = [c for c in expand(STUDY, CASES, {}) if (c.arm.name, c.protocol) == ("A", "federated")]
+    auc, right = [], []
+    for cell in cells:
+        patients = [p for p, part in cell.division.split.items() if part == "report"]
+        labels, scores = [LABEL[p] for p in patients], np.array([says(cell, p) for p in patients])
+        auc.append(roc_auc_score(labels, scores))
+        right.append(accuracy_score(labels, scores >= 0.5))
+    entry = table[ORDER[0]]
+    assert entry["idh.auc"].value.value == pytest.approx(np.mean(auc))
+    assert entry["idh.accuracy"].value.value == pytest.approx(np.mean(right))
+    assert entry["idh.auc"].comparison is None
+    assert entry["idh.auc"].cases == len(CASES)
+
+
+def test_others_are_compared_with_the_reference_on_the_same_patients(known: Known) -> None:
+    table = table_of(known, ["idh.auc"], ORDER, ORDER[0], (1, 2), resamples=200)
+    worse = table[RowName("B", "federated")]["idh.auc"]
+    assert worse.comparison is not None
+    difference = worse.comparison.difference
+    own, other = worse.value.value, table[ORDER[0]]["idh.auc"].value.value
+    assert difference.value == pytest.approx((own or 0) - (other or 0))
+    assert difference.high is not None
+    assert difference.high < 0
+    assert worse.p_adjusted is not None
+    assert worse.comparison.p is not None
+    assert worse.comparison.p <= worse.p_adjusted <= 3 * worse.comparison.p
+
+
+def test_hospital_alone_is_asked_of_its_own_patients_only(known: Known) -> None:
+    local = known.table(Task.IDH, [RowName("A", "local")], (1, 2))
+    cells = {(c.site, c.fold, c.seed): c for c in expand(STUDY, CASES, {}) if c.protocol == "local"}
+    assert len(local.rows.patients) == len(CASES)
+    keys = sorted(known.labels)
+    for place, key in enumerate(keys):
+        cell = cells[SITE_OF[key[1]], key[0], 2]
+        if cell.arm.name == "A":
+            assert local.values[RowName("A", "local")][place, 1] == says(cell, key[1])
+
+
+def test_gain_of_a_hospital_is_on_its_own_patients(known: Known) -> None:
+    gains = gains_of(known, ["idh.auc"], ["A"], ["federated", "local"], (1, 2), resamples=100)
+    assert [gain.site for gain in gains] == ["all", "henan", "ningxia", "zhengzhou"]
+    assert [gain.lines["federated"].cases for gain in gains] == [30, 10, 10, 10]
+    assert gains[0].lines["local"].comparison is None
+    federated = gains[0].lines["federated"].comparison
+    assert federated is not None
+    assert (federated.difference.value or 0) > 0
+
+
+def test_rows_share_the_cases_that_all_of_them_have(known: Known) -> None:
+    thinner = Known(site=dict(known.site), labels=dict(known.labels), rows=dict(known.rows))
+    some = RowName("thin")
+    thinner.rows[some] = type(known.rows[ORDER[0]])()
+    for key in sorted(known.labels)[:12]:
+        for seed in (1, 2):
+            thinner.rows[some].add(Task.IDH, key, seed, 0.5)
+    table = table_of(thinner, ["idh.accuracy"], [ORDER[0], some], ORDER[0], (1, 2), resamples=100)
+    assert {row: entries["idh.accuracy"].cases for row, entries in table.items()} == {ORDER[0]: 12, some: 12}
+
+
+def test_measures_follow_from_the_tasks_unless_they_are_chosen() -> None:
+    assert measures_of(STUDY, [Task.IDH, Task.SEGMENTATION]) == [
+        "idh.auc",
+        "idh.accuracy",
+        "segmentation.dice",
+    ]
+    chosen = STUDY.model_copy(update={"measures": ("idh.specificity",)})
+    assert measures_of(chosen, [Task.IDH]) == ["idh.specificity"]
