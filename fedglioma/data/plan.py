@@ -40,7 +40,8 @@ class SitePlan(Frozen):
 class SimulationPlan(Frozen):
     """Everything that a simulated run needs; ``selection`` and ``report`` are the coordinator's.
 
-    ``initial`` is the folder of a released model that the run starts from.
+    ``initial`` is the folder of a released model that the run starts from; ``reported`` whether the run ends
+    with its own survival analysis and report, which a study makes of all its runs together.
     """
 
     run_folder: Path
@@ -51,6 +52,7 @@ class SimulationPlan(Frozen):
     device: str = "cpu"
     threads: int = 0
     initial: Path | None = None
+    reported: bool = True
 
 
 @lru_cache(maxsize=2)

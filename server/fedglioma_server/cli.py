@@ -21,6 +21,7 @@ from fedglioma.console import (
     OutputFormat,
     door,
     emit,
+    emit_judged,
     human,
     interruptible,
     prepare_environment,
@@ -125,6 +126,22 @@ def simulate(
             help="counts from 1 to below this never leave a simulated hospital; 1: no suppression", min=1
         ),
     ] = 5,
+    splits: Annotated[
+        Path | None,
+        typer.Option(help="table of patients and splits (train, selection, report)", metavar="FILE"),
+    ] = None,
+    fold: Annotated[str | None, typer.Option(help="which fold of --splits", metavar="NAME")] = None,
+    initial: Annotated[
+        Path | None,
+        typer.Option("--init", help="model folder of another run to start from", metavar="MODEL"),
+    ] = None,
+    study: Annotated[
+        Path | None,
+        typer.Option(help="YAML file of a study: many runs, one table; see docs/studies.md", metavar="FILE"),
+    ] = None,
+    study_size: Annotated[
+        str | None, typer.Option(help="size of the study instead of the one in its file", metavar="SIZE")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be run, and stop")] = False,
     output: Format = OutputFormat.TEXT,
     log_level: LogLevel = "INFO",
@@ -153,7 +170,21 @@ def simulate(
             threads=threads,
             device=device,
             small_cell_limit=small_cell_limit,
+            splits=splits,
+            fold=fold,
+            initial=initial,
         )
+        if study is not None:
+            from fedglioma_server import run_study
+
+            if splits is not None or initial is not None or fold is not None:
+                raise ConfigError("--study: its file says who trains; leave --splits, --fold and --init out")
+            if dry_run:
+                emit(*run_study.dry(request, study, study_size), output)
+            else:
+                data, text, failure = run_study.run(request, study, study_size)
+                emit_judged(data, text, output, failure)
+            return
         data, text = dry(request) if dry_run else run(request)
         emit(data, text, output)
 
@@ -275,12 +306,13 @@ def report(
     output: Format = OutputFormat.TEXT,
     log_level: LogLevel = "INFO",
 ) -> None:
-    """Write report.html of a run folder again, from what the run saved."""
+    """Write report.html of a run's or a study's folder again, from what was saved."""
     with door(output):
         log.configure(log_level, console=human())
         from fedglioma_server.report import write_report
+        from fedglioma_server.study_report import RESULTS, write_study_report
 
         if not run.is_dir():
             raise ConfigError(f"{run}: no such run folder")
-        path = write_report(run)
+        path = write_study_report(run) if (run / RESULTS).is_file() else write_report(run)
         emit({"report": str(path)}, f"report: {path}", output)

@@ -46,9 +46,11 @@ def conclude(
         seed=derive_seed(settings.seed, "bootstrap") % 2**32,
     )
     evaluation.write(folder.evaluation / "metrics.json")
-    write_outcome(folder.survival, held_out, predictions, synthetic=record.synthetic)
+    if coordinator.reported:
+        write_outcome(folder.survival, held_out, predictions, synthetic=record.synthetic)
     privacy = privacy_record(record)
     write_json(folder.path / "privacy.json", privacy)
     write_card(folder.model, record, chosen, evaluation, privacy.statement, rounds[-1].round)
     folder.update(status="completed", finished=now())
-    write_report(folder.path)
+    if coordinator.reported:
+        write_report(folder.path)

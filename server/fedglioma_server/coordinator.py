@@ -48,6 +48,7 @@ class Coordinator:
     device_name: str = "cpu"
     threads: int = 0
     initial: Path | None = None
+    reported: bool = True
     sites: int = 0
     join_timeout_s: float = CONNECT_S
     members: Callable[[], Mapping[int, str]] | None = None
@@ -68,6 +69,7 @@ class Coordinator:
             device_name=plan.device,
             threads=plan.threads,
             initial=plan.initial,
+            reported=plan.reported,
             sites=len(plan.sites),
             join_timeout_s=min(CONNECT_S, plan.settings.round_timeout_s),
         )

@@ -76,6 +76,21 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """A value with its interval, as a row of a forest plot; ``bold`` is the row that others are read against.
+
+    ``hollow`` marks a value of other patients, such as a paper's.
+    """
+
+    label: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    bold: bool = False
+    hollow: bool = False
+
+
+@dataclass(frozen=True)
 class SurvivalStep:
     """One group's Kaplan-Meier curve: step times with survival and its band, and who is at risk.
 
@@ -176,6 +191,42 @@ def roc_curve(
         axes.yaxis.set_major_formatter(percent)
         axes.set_xlabel("False alarms (1 - specificity, %)")
         axes.set_ylabel("Found (sensitivity, %)")
+        return _svg(figure, title)
+
+
+def forest(
+    rows: Sequence[Interval],
+    *,
+    title: str,
+    axis: str,
+    subtitle: str = "",
+    line: float | None = None,
+    stamp: str = "",
+) -> str:
+    """Return the SVG of values with their intervals, one row each, from top to bottom.
+
+    ``line`` is drawn from top to bottom: guessing, or no difference.
+    """
+    shown = [_short(row.label) for row in rows]
+    left = 0.25 + 0.075 * max((len(label) for label in shown), default=0)
+    with _figure(left + 3.4, 1.15 + 0.26 * len(rows)) as figure:
+        axes = _axes(figure, left=left, right=0.2, bottom=0.5, top=0.55 if subtitle else 0.4)
+        _title(figure, title, subtitle, stamp)
+        if line is not None:
+            axes.axvline(line, color=SOFT, linewidth=0.9, linestyle=(0, (2, 2)))
+        for place, row in enumerate(rows):
+            color = SOFT if row.hollow else BLUE
+            if row.low is not None and row.high is not None:
+                axes.plot([row.low, row.high], [place, place], color=color, linewidth=1.4)
+            axes.plot(
+                row.value, place, marker="D" if row.hollow else "o", markersize=7 if row.bold else 5.5,
+                markerfacecolor="white" if row.hollow else color, markeredgecolor=color, linestyle="none",
+            )  # fmt: skip
+        axes.set_yticks(range(len(rows)), shown)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(visible=False, axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+        axes.set_xlabel(axis)
         return _svg(figure, title)
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from fedglioma.config.run import RunConfig
 from fedglioma.console import human, progress
+from fedglioma.data.foldfile import read_division
+from fedglioma.data.folds import Division, check_division
 from fedglioma.data.synthetic_cohort import synthesize
 from fedglioma.errors import ConfigError
 from fedglioma_server import simulate
@@ -59,14 +61,13 @@ class Request:
     threads: int
     device: str
     small_cell_limit: int
+    splits: Path | None = None
+    fold: str | None = None
+    initial: Path | None = None
 
     def settings(self) -> RunConfig:
         """Return the run's settings; a synthetic cohort brings defaults of its own size."""
-        defaults: dict[str, Any] = {}
-        if self.synthetic is not None:
-            spacing = min(FIELD_OF_VIEW_MM / self.synthetic_size, COARSEST_MM)
-            crop = round(FIELD_OF_VIEW_MM / spacing)
-            defaults = {**SYNTHETIC_DEFAULTS, "crop": crop, "spacing_mm": spacing}
+        defaults = {} if self.synthetic is None else synthetic_settings(self.synthetic_size)
         return resolve_settings(self.given, self.config, defaults)
 
     def engine_name(self) -> simulate.Engine:
@@ -93,11 +94,17 @@ class Request:
         require_same_settings(folder, settings)
 
 
+def synthetic_settings(size: int) -> dict[str, Any]:
+    """Return the defaults of a run on made-up volumes of an edge in voxels."""
+    spacing = min(FIELD_OF_VIEW_MM / size, COARSEST_MM)
+    return {**SYNTHETIC_DEFAULTS, "crop": round(FIELD_OF_VIEW_MM / spacing), "spacing_mm": spacing}
+
+
 def run(request: Request) -> Result:
     """Run, or continue, the simulation and return its result."""
     folder = RunFolder(request.out or RUNS / run_name())
     request.check(folder)
-    simulation = _simulation(request, folder, _gather(request, folder))
+    simulation = _simulation(request, folder, gather_for(request, folder, request.settings()))
     _announce(simulation.gathering)
     with progress("prepare", unit="cases") as shown:
         prepared = simulate.prepare(simulation, shown)
@@ -113,10 +120,10 @@ def run(request: Request) -> Result:
 
 def dry(request: Request) -> Result:
     """Return what a run would be, and leave nothing behind."""
-    with _scratch() as scratch:
-        folder = RunFolder(request.out or scratch / "run")
+    with scratch() as made_in:
+        folder = RunFolder(request.out or made_in / "run")
         request.check(folder)
-        gathering = _gather(request, RunFolder(scratch))
+        gathering = gather_for(request, RunFolder(made_in), request.settings())
         data = simulate.outline(_simulation(request, folder, gathering))
     return data, outline_text(data)
 
@@ -127,7 +134,8 @@ def run_name() -> str:
 
 
 @contextmanager
-def _scratch() -> Iterator[Path]:
+def scratch() -> Iterator[Path]:
+    """Give a folder that is gone afterwards."""
     path = Path(tempfile.mkdtemp(prefix="fedglioma-"))
     try:
         yield path
@@ -135,7 +143,8 @@ def _scratch() -> Iterator[Path]:
         shutil.rmtree(path)
 
 
-def _gather(request: Request, folder: RunFolder) -> Gathering:
+def gather_for(request: Request, folder: RunFolder, settings: RunConfig) -> Gathering:
+    """Return the hospitals that were asked for; made-up patients come to lie in the folder."""
     cache = request.cache or folder.path.parent / "cache"
     defaults = SiteDefaults(
         cache=cache.resolve(),
@@ -145,11 +154,11 @@ def _gather(request: Request, folder: RunFolder) -> Gathering:
         small_cell_limit=request.small_cell_limit,
     )
     if request.synthetic is None:
-        return gather(request.cohorts, request.sites, defaults, purpose=request.settings().purpose)
+        return gather(request.cohorts, request.sites, defaults, purpose=settings.purpose)
     if request.cohorts or settings_files(request.sites):
         raise ConfigError("--synthetic makes its own cohort; leave --cohort and settings files out")
     names = names_of(request.sites)
-    seed = request.settings().seed
+    seed = settings.seed
     sites = "-".join(names)
     if len(sites) > LONGEST_NAME:
         sites = hashlib.sha256(sites.encode()).hexdigest()[:16]
@@ -166,7 +175,7 @@ def _gather(request: Request, folder: RunFolder) -> Gathering:
                 seed=seed,
                 progress=shown,
             )
-    made_up = gather([cohort], None, defaults, purpose=request.settings().purpose)
+    made_up = gather([cohort], None, defaults, purpose=settings.purpose)
     return replace(made_up, cohorts=(f"{request.synthetic} made-up patients",))
 
 
@@ -182,7 +191,27 @@ def _simulation(request: Request, folder: RunFolder, gathering: Gathering) -> si
         threads=request.threads or simulate.default_threads(),
         device=request.device,
         command=command_line(),
+        division=_division(request, gathering),
+        initial=request.initial,
     )
+
+
+def _division(request: Request, gathering: Gathering) -> Division | None:
+    """Return the division that ``--splits`` and ``--fold`` name; patients without a split take no part."""
+    if request.splits is None:
+        if request.fold is not None:
+            raise ConfigError("--fold: names a fold of --splits FILE; give both")
+        return None
+    divisions = {division.name: division for division in read_division(request.splits)}
+    if request.fold is None and len(divisions) > 1:
+        raise ConfigError(f"--splits {request.splits}: has {len(divisions)} folds; choose one by --fold")
+    name = request.fold or next(iter(divisions))
+    if name not in divisions:
+        raise ConfigError(f"--fold {name}: {request.splits.name} has {', '.join(divisions)}")
+    without = check_division(divisions[name], (case.patient for case in gathering.cases), partial=True)
+    if without:
+        human().print(f"{len(without)} patients have no split in {request.splits.name} and take no part")
+    return divisions[name]
 
 
 def _announce(gathering: Gathering) -> None:

@@ -8,7 +8,6 @@ from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
 
-from fedglioma.data.folds import Division
 from flwr.clientapp import ClientApp
 
 from fedglioma.case import Case
@@ -17,6 +16,7 @@ from fedglioma.config.site import MOST_PROCESSES
 from fedglioma.console import Progress, silent
 from fedglioma.counts import has_target
 from fedglioma.data.cache import Cache
+from fedglioma.data.folds import Division
 from fedglioma.data.plan import PLAN_KEY, SimulationPlan, SitePlan
 from fedglioma.data.prepare import Prepared, PrepareSettings, prepare_cases
 from fedglioma.data.prepared import PreparedCase
@@ -60,6 +60,7 @@ class Simulation:
     command: str = ""
     division: Division | None = None
     initial: Path | None = None
+    reported: bool = True
 
     def split_of(self, case: Case) -> Split | None:
         """Return whether a patient trains, helps to choose the model, or is reported on; None: none of it.
@@ -142,6 +143,7 @@ def write_plan(simulation: Simulation, prepared: Prepared) -> SimulationPlan:
         device=simulation.device,
         threads=simulation.threads,
         initial=simulation.initial,
+        reported=simulation.reported,
     )
     if not any(has_target(item.case, settings.tasks) for item in by_split[Split.TRAIN]):
         raise DataError(

@@ -11,6 +11,7 @@ from fedglioma.case import Case, Task
 from fedglioma.console import Progress, silent
 from fedglioma.data.prepare import Prepared, PrepareSettings
 from fedglioma.errors import FedGliomaError
+from fedglioma.metrics.genotype import MIN_PATIENTS
 from fedglioma.training.learner import parameter_count
 from fedglioma_server import simulate
 from fedglioma_server.gather import Gathering, Hospital
@@ -20,7 +21,7 @@ from fedglioma_server.study_baselines import TITLES, add_baselines
 from fedglioma_server.study_cells import POOLED, Cell, divide, expand
 from fedglioma_server.study_file import Study
 from fedglioma_server.study_results import Known, RowName
-from fedglioma_server.study_table import Line, StudyResult, gains_of, measures_of, table_of
+from fedglioma_server.study_table import Entry, Line, StudyResult, gains_of, measures_of, table_of
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,7 @@ def _simulation(request: StudyRun, cell: Cell, gathering: Gathering) -> simulate
         command=request.command,
         division=cell.division,
         initial=cell.starts_from(request.out),
+        reported=False,
     )
 
 
@@ -115,6 +117,17 @@ def _run(request: StudyRun, cell: Cell, prepared: Prepared, progress: Progress) 
     simulation = _simulation(request, cell, gathering)
     simulation.folder.require_new_or_ours()
     simulate.run(simulation, prepared, progress)
+
+
+def _caution(entries: Mapping[RowName, Mapping[str, Entry]]) -> str | None:
+    """Return why the study's figures mean little; None where there are enough patients."""
+    fewest = min((entry.cases for row in entries.values() for entry in row.values()), default=0)
+    if fewest >= MIN_PATIENTS:
+        return None
+    return (
+        f"Too few patients ({fewest} with a known target in one of the measures): no value and no difference "
+        "means anything beyond its interval."
+    )
 
 
 def pooled(gathering: Gathering) -> Gathering:
@@ -173,9 +186,10 @@ def collect(
         divisions=study.divisions.kind,
         folds=len({cell.fold for cell in cells}),
         seeds=len(study.seeds),
+        caution=_caution(entries),
         runs=len(cells),
         failed=dict(failed),
-        compared_with=reference.shown(len(study.protocols)),
+        reference=(reference.arm, reference.protocol),
         measures=measures,
         lines=[
             Line(arm=row.arm, protocol=row.protocol, parameters=sizes.get(row.arm), entries=entries[row])

@@ -57,9 +57,10 @@ class StudyResult(Frozen):
     divisions: str
     folds: int
     seeds: int
+    caution: str | None = None
     runs: int
     failed: dict[str, str] = Field(default={}, description="run -> why it failed")
-    compared_with: str
+    reference: tuple[str, str] = Field(description="arm and protocol that the others are compared with")
     measures: list[str]
     lines: list[Line]
     gains: list[Gain] = Field(default=[])

@@ -240,10 +240,14 @@ def test_tensors_that_are_views_are_written_as_they_look(tmp_path: Path) -> None
     assert metadata == {"key": "value"}
 
 
+def one_group_has_numbers(group: str) -> bool:
+    return len(arrays()[group]) > 0  # mdpnet outlines nothing
+
+
 def test_digest_depends_on_every_number_and_not_on_the_order_of_the_groups() -> None:
     one = digest_of(arrays())
     assert one == digest_of(dict(reversed(arrays().items())))
-    for group in GROUPS:
+    for group in (group for group in GROUPS if one_group_has_numbers(group)):
         changed = arrays()
         changed[group][-1] += 1
         assert digest_of(changed) != one

@@ -115,7 +115,7 @@ def test_constant_schedule_stays() -> None:
     [
         *(("rounds", value) for value in (0, -1, 1.5, "many", None, [1], {})),
         *(("lr", value) for value in (0, -1e-9, float("nan"), float("inf"), "fast")),
-        *(("width", value) for value in (0, 65)),
+        *(("width", value) for value in (0, 97)),
         *(("crop", value) for value in (15, 257)),
         *(("spacing_mm", value) for value in (0.4, 8.1, float("nan"))),
         *(("selection", value) for value in (-0.1, 1)),

@@ -11,9 +11,11 @@ from fedglioma.case import GENES, Gene
 from fedglioma.errors import ConfigError
 from fedglioma.losses.genotype import LMF
 from fedglioma.losses.multitask import GenotypeLoss, LossSettings, loss_preset
+from fedglioma.losses.tasks import Targets
 
 COUNTS = {Gene.IDH: (109.0, 57.0), Gene.ATRX: (133.0, 33.0), Gene.CODEL: (153.0, 13.0)}
-SOME_UNKNOWN = torch.tensor([[1, 0, 0], [0, -1, -1], [1, 1, -1], [-1, -1, -1]])
+LABELS = torch.tensor([[1, 0, 0], [0, -1, -1], [1, 1, -1], [-1, -1, -1]])
+SOME_UNKNOWN = Targets(LABELS)
 
 label_rows = st.lists(st.lists(st.integers(-1, 1), min_size=3, max_size=3), min_size=1, max_size=6)
 
@@ -32,9 +34,9 @@ def rows(logits: dict[str, Tensor], cases: Any) -> dict[str, Tensor]:
 def test_loss_is_its_formula(form: Any, on_loss: float, on_variance: float) -> None:
     logits, expected = logits_for(4), 0.0
     for column, (gene, s) in enumerate(zip(GENES, (5.0, 6.0, 6.0), strict=True)):
-        lmf = LMF(COUNTS[gene])(logits[gene], SOME_UNKNOWN[:, column])
+        lmf = LMF(COUNTS[gene])(logits[gene], LABELS[:, column])
         for case in range(4):
-            if SOME_UNKNOWN[case, column] >= 0:
+            if LABELS[case, column] >= 0:
                 expected += on_loss * math.exp(-s) * lmf[case].item() + on_variance * s
     assert GenotypeLoss(COUNTS, form=form)(logits, SOME_UNKNOWN).item() == pytest.approx(expected / 4)
 
@@ -42,7 +44,7 @@ def test_loss_is_its_formula(form: Any, on_loss: float, on_variance: float) -> N
 def test_initial_loss_of_the_reference_starts_near_seventeen() -> None:
     labels = torch.tensor([[0, 0, 0]])
     sure = {gene.value: torch.tensor([[9.0, -9.0]]) for gene in GENES}
-    assert GenotypeLoss(COUNTS)(sure, labels).item() == pytest.approx(17.0, abs=1e-4)
+    assert GenotypeLoss(COUNTS)(sure, Targets(labels)).item() == pytest.approx(17.0, abs=1e-4)
 
 
 @pytest.mark.parametrize(("form", "factor"), [("reference", 0.5), ("kendall", 1.0)])
@@ -50,7 +52,7 @@ def test_fixed_weights_are_equal_and_learn_nothing(form: Any, factor: float) -> 
     loss, logits = GenotypeLoss(COUNTS, "fixed", form), logits_for(4)
     assert not list(loss.parameters())
     torch.testing.assert_close(
-        loss.per_sample(logits, SOME_UNKNOWN), factor * loss.per_gene(logits, SOME_UNKNOWN).sum(1)
+        loss.per_sample(logits, SOME_UNKNOWN), factor * loss.per_task(logits, SOME_UNKNOWN).sum(1)
     )
 
 
@@ -64,10 +66,10 @@ def test_fixed_equals_learned_weights_held_at_zero() -> None:
 
 def test_per_gene_loss_does_not_depend_on_learned_weights() -> None:
     logits = logits_for(4)
-    first = GenotypeLoss(COUNTS).per_gene(logits, SOME_UNKNOWN)
+    first = GenotypeLoss(COUNTS).per_task(logits, SOME_UNKNOWN)
     assert first.shape == (4, 3)
-    assert torch.equal(first, GenotypeLoss(COUNTS, initial=(1, 2, 3)).per_gene(logits, SOME_UNKNOWN))
-    assert not first[SOME_UNKNOWN < 0].any()
+    assert torch.equal(first, GenotypeLoss(COUNTS, initial=(1, 2, 3)).per_task(logits, SOME_UNKNOWN))
+    assert not first[LABELS < 0].any()
 
 
 @settings(deadline=None, max_examples=25)
@@ -79,8 +81,8 @@ def test_masked_loss_is_the_known_subsets_times_its_share(labels: list[list[int]
         known = y[:, column] >= 0
         only = torch.full_like(y[known], -1)
         only[:, column] = y[known][:, column]
-        expected += loss(rows(logits, known), only).item() * len(only) / len(y)
-    assert loss(logits, y).item() == pytest.approx(expected)
+        expected += loss(rows(logits, known), Targets(only)).item() * len(only) / len(y)
+    assert loss(logits, Targets(y)).item() == pytest.approx(expected)
 
 
 @settings(deadline=None, max_examples=25)
@@ -89,9 +91,10 @@ def test_gradient_of_a_batch_is_the_mean_over_its_cases(labels: list[list[int]])
     y, loss = torch.tensor(labels), GenotypeLoss(COUNTS).double()
     logits = logits_for(len(y), grad=True)
     targets = [*logits.values(), *loss.parameters()]
-    batch = torch.autograd.grad(loss(logits, y), targets)
+    batch = torch.autograd.grad(loss(logits, Targets(y)), targets)
     alone = [
-        torch.autograd.grad(loss(rows(logits, slice(i, i + 1)), y[i : i + 1]), targets) for i in range(len(y))
+        torch.autograd.grad(loss(rows(logits, slice(i, i + 1)), Targets(y[i : i + 1])), targets)
+        for i in range(len(y))
     ]
     for index, gradient in enumerate(batch):
         torch.testing.assert_close(gradient, sum(case[index] for case in alone) / len(y))
@@ -102,7 +105,7 @@ def test_gene_without_labels_in_a_batch_leaves_its_weight_and_head_alone(gene: G
     labels = torch.ones(3, 3, dtype=torch.int64)
     labels[:, GENES.index(gene)] = -1
     loss, logits = GenotypeLoss(COUNTS), logits_for(3, grad=True)
-    loss(logits, labels).backward()
+    loss(logits, Targets(labels)).backward()
     for other in GENES:
         s = loss.get_parameter(f"weights.{other.value}.log_variance")
         for gradient in (s.grad, logits[other].grad):
@@ -112,18 +115,18 @@ def test_gene_without_labels_in_a_batch_leaves_its_weight_and_head_alone(gene: G
 
 def test_log_variance_settles_at_the_logarithm_of_half_the_loss() -> None:
     loss, logits, labels = GenotypeLoss(COUNTS).double(), logits_for(1), torch.tensor([[1, 1, 1]])
-    lmf = loss.per_gene(logits, labels)[0]
+    lmf = loss.per_task(logits, Targets(labels))[0]
     for gene, value in zip(GENES, lmf, strict=True):
         s = loss.get_parameter(f"weights.{gene.value}.log_variance")
         s.data.fill_(math.log(value / 2))
-    loss(logits, labels).backward()
+    loss(logits, Targets(labels)).backward()
     assert all(p.grad is not None and abs(p.grad.item()) < 1e-9 for p in loss.parameters())
 
 
 @pytest.mark.parametrize("weighting", ["uncertainty", "fixed"])
 def test_empty_batch_costs_nothing_and_has_gradients(weighting: Any) -> None:
     loss, logits = GenotypeLoss(COUNTS, weighting), logits_for(0, grad=True)
-    value = loss(logits, torch.zeros(0, 3, dtype=torch.int64))
+    value = loss(logits, Targets(torch.zeros(0, 3, dtype=torch.int64)))
     value.backward()
     assert value.item() == 0
     assert all(p.grad is not None and not p.grad.any() for p in loss.parameters())
@@ -139,7 +142,7 @@ def test_exchanged_state_is_one_weight_per_gene_in_modules_without_children() ->
 
 def test_half_precision_logits_are_widened() -> None:
     logits = {gene: z.to(torch.bfloat16) for gene, z in logits_for(4).items()}
-    assert GenotypeLoss(COUNTS).per_gene(logits, SOME_UNKNOWN).dtype is torch.float32
+    assert GenotypeLoss(COUNTS).per_task(logits, SOME_UNKNOWN).dtype is torch.float32
 
 
 def test_presets_differ_in_what_goes_into_ldam() -> None:

@@ -105,7 +105,7 @@ def longer(times: float):
         (set_number(-np.inf), "error", "nonfinite", "not finite"),
         (longer(100), "error", "norm", "times as long as the round's median, 10 allowed"),
         (carrying(to_record(shortened())), "error", "shape", r"group trunk should be float32 \(2401,\)"),
-        (without_group(), "error", "shape", "where trunk, idh, atrx, codel_1p19q are expected"),
+        (without_group(), "error", "shape", "where trunk, idh, atrx, codel_1p19q, segmentation are expected"),
         (with_array(Array(np.zeros(5, np.float64))), "error", "shape", "found float64"),
         (with_array(Array(np.zeros((1, 5), np.float32))), "error", "shape", r"found float32 \(1, 5\)"),
         (with_array(claiming("(268435456,)")), "error", "shape", "cannot be decoded"),

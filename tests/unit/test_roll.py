@@ -136,9 +136,11 @@ def test_site_with_a_bad_answer_is_left_out_with_its_reason_and_the_others_go_on
 def test_weights_of_the_genes_follow_from_the_counts_whatever_a_site_says(coordinator):
     labels = dict.fromkeys(GENES, (5, None, 0))
     weights = {"trunk": 10.0, "idh": 1e308, "x": 3.0}
-    roll = Roll(Sites(henan=said("henan", labels=labels, weights=weights, small_cell_limit=3)), coordinator)
+    told = said("henan", labels=labels, weights=weights, masks=None, small_cell_limit=3)
+    roll = Roll(Sites(henan=told), coordinator)
     roll.call()
-    assert roll.answers["henan"].weights == {"trunk": 10.0} | dict.fromkeys(GROUPS[1:], 6.5)
+    genes = dict.fromkeys(GROUPS[1:4], 6.5)
+    assert roll.answers["henan"].weights == {"trunk": 10.0, "segmentation": 1.5} | genes
 
 
 def test_reason_of_a_site_is_one_short_printable_line(coordinator, heard, caplog):

@@ -252,6 +252,7 @@ def test_what_a_site_can_say_is_this_and_no_more() -> None:
     """A new field is a new thing that leaves a hospital: look at it before you add it here."""
     assert set(StatisticsReply.model_fields) == {
         *("protocol", "kind", "site", "version", "layout", "cases", "labels", "modalities"),
+        "masks",
         *("weights", "small_cell_limit", "landmarks", "landmark_epsilon", "synthetic", "linkage"),
     }
     assert set(LandmarkSums.model_fields) == {"cases", "sums"}

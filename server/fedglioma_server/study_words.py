@@ -1,0 +1,80 @@
+"""A study's names and figures as people read them."""
+
+from fedglioma.case import TASK_TITLES, Task
+from fedglioma.metrics.bootstrap import Measure
+from fedglioma_server.study_table import Entry, Line, StudyResult
+
+MEASURE_TITLES = {
+    "auc": "AUC",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "dice": "Dice",
+}
+PROTOCOL_TITLES = {
+    "federated": "federated",
+    "centralised": "all data in one place",
+    "local": "each hospital alone",
+    "finetuned": "federated, then each alone",
+}
+DIVISION_TITLES = {
+    "split": "one division into training, selection and report",
+    "kfold": "{folds} folds, every patient reported once",
+    "sites": "one hospital left out at a time, {folds} in all",
+    "file": "{folds} divisions from a file",
+}
+DASH = "-"
+
+
+def measure_title(name: str) -> str:
+    """Return ``IDH AUC`` of ``idh.auc``."""
+    task, _, measure = name.partition(".")
+    return f"{TASK_TITLES[Task(task)]} {MEASURE_TITLES[measure]}"
+
+
+def row_title(line: Line, result: StudyResult) -> str:
+    """Return a row's name, with its protocol where the study has several."""
+    several = len({other.protocol for other in result.lines if other.protocol}) > 1
+    if not line.protocol or not several:
+        return line.arm
+    return f"{line.arm}, {PROTOCOL_TITLES[line.protocol]}"
+
+
+def interval_text(measure: Measure, *, signed: bool = False) -> str:
+    """Return ``0.86 [0.78, 0.93]``, with signs where it is a difference; a dash where undefined."""
+    if measure.value is None:
+        return DASH
+    form = "{:+.2f}" if signed else "{:.2f}"
+    if measure.low is None or measure.high is None:
+        return form.format(measure.value)
+    return f"{form.format(measure.value)} [{form.format(measure.low)}, {form.format(measure.high)}]"
+
+
+def p_text(p: float | None) -> str:
+    """Return a p-value as papers print it."""
+    if p is None:
+        return DASH
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def compared_text(entry: Entry) -> str:
+    """Return a row's difference from the row that it is compared with, and its p; empty for that row."""
+    if entry.comparison is None:
+        return ""
+    difference = interval_text(entry.comparison.difference, signed=True)
+    return f"{difference}, p {p_text(entry.p_adjusted)}"
+
+
+def divisions_text(result: StudyResult) -> str:
+    """Return how patients were divided."""
+    words = DIVISION_TITLES[result.divisions].format(folds=result.folds)
+    return f"{words}; {result.seeds} seed{'s' * (result.seeds != 1)}"
+
+
+CAUTION = (
+    "Values are means over folds and seeds. In brackets: 95 % interval from resampling patients. Differences "
+    "are paired, on the same patients; p is two-sided, from swapping the two rows' predictions at random, "
+    "adjusted for the number of rows (Holm)."
+)
+OTHERS = "figures of other patients, from a paper: beside these to be read, not to be compared by number"
