@@ -170,7 +170,7 @@ def _check_gpus(processes: int) -> Verdict:
 
     count = torch.cuda.device_count()
     if count < processes:
-        detail = f"processes: {processes} asked for, but there is {several(count, 'GPU')}"
+        detail = f"processes: {processes} asked for; GPUs: {count}"
         return failed("device", detail, f"set processes to {max(count, 1)} or less", exit_code=_CONFIG)
     verdicts = [_check_gpu(f"cuda:{index}", index) for index in range(processes)]
     worst = next((verdict for verdict in verdicts if verdict.status is Status.FAILED), None)
