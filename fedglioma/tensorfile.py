@@ -5,8 +5,9 @@ everything.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +23,11 @@ TYPES = {"float32": "F32", "int64": "I64", "uint16": "BF16", "uint8": "U8"}
 
 _NO_DIGEST = 64 * "0"
 """As long as a sha256."""
+
+_ZIP = b"PK\x03\x04"
+"""What PyTorch's own files begin with: a zip archive that holds a pickle."""
+_PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
+_POINTER = b"version https://git-lfs"
 
 
 def put_safetensors(
@@ -88,8 +94,43 @@ def read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str
     ProtocolError
         The file is absent, truncated or not safetensors.
     """
+    with _told_in_words(path), safe_open(path, framework="numpy") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+
+
+def safetensors_shapes(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return the type, as safetensors names it, and the shape of each tensor; none of them is read.
+
+    Raises
+    ------
+    ProtocolError
+        As ``read_safetensors``.
+    """
+    with _told_in_words(path), safe_open(path, framework="numpy") as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {name: (str(part.get_dtype()), tuple(part.get_shape())) for name, part in parts.items()}
+
+
+@contextmanager
+def _told_in_words(path: Path) -> Iterator[None]:
     try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise ProtocolError(f"{path}: not a readable safetensors file ({type(error).__name__})") from None
+        yield
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        reason = _what_it_is(path) or type(error).__name__
+        raise ProtocolError(f"{path}: not a readable safetensors file ({reason})") from None
+
+
+def _what_it_is(path: Path) -> str | None:
+    """Return what to do about a file that is often taken for safetensors; None where it is not known."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError:
+        return None
+    if not start:
+        return "it is empty; copy it again"
+    if start.startswith(_POINTER):
+        return "a Git LFS pointer, not the file itself; fetch it with git lfs pull"
+    if start.startswith((_ZIP, *_PICKLES)):
+        return "a pickle by its content, which is never opened; ask for the weights as safetensors"
+    return "it is damaged or cut off; copy it again"

@@ -114,7 +114,7 @@ def check_site(site: str, path: Path, spacing_mm: float) -> Checked:
             *check_linkage(config, found.cases),
             check_processor(config),
             check_memory(config.workers, spacing_mm),
-            check_device(config.device),
+            check_device(config.device, config.processes),
             *check_way(config),
         ]
     verdicts += [check_software(), check_telemetry()]

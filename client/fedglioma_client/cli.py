@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from fedglioma import log
-from fedglioma.config.run import Preprocessing, RunConfig
+from fedglioma.config.run import Inference, Preprocessing, RunConfig
 from fedglioma.config.site import SITE_NAME, load_site_config
 from fedglioma.console import (
     PLAIN,
@@ -229,6 +229,68 @@ def prepare(
             human().print(report.text(), markup=False, soft_wrap=True)
             raise DataError(report.reason)
         raise typer.Exit(report.exit_code)
+
+
+@app.command()
+def predict(
+    context: typer.Context,
+    model: Annotated[
+        Path,
+        typer.Option(
+            envvar="FEDGLIOMA_MODEL", help="folder of a released model: a run's model/", metavar="DIR"
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="folder for the results, one in it per patient", metavar="DIR")],
+    cases: Annotated[
+        list[str] | None,
+        typer.Argument(help="participant_id of one patient or several", metavar="CASE..."),
+    ] = None,
+    everybody: Annotated[bool, typer.Option("--all", help="everybody in the cohort")] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(envvar="FEDGLIOMA_DEVICE", help="cpu, cuda or cuda:1; default: that of the settings"),
+    ] = None,
+    flips: Annotated[
+        bool | None,
+        typer.Option(
+            "--flips/--no-flips",
+            help="average over the eight mirror images, or not; default: as the model",
+            show_default=False,
+        ),
+    ] = None,
+    window: Annotated[
+        Inference | None,
+        typer.Option(
+            help="read the middle of the brain in one piece, or all of it by sliding windows; auto: as the "
+            "network's paper; default: as the model"
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace results that are there")] = False,
+    output: Format = OutputFormat.TEXT,
+    log_level: LogLevel = "INFO",
+) -> None:
+    """Say what a released model makes of single patients: markers, WHO class, outlined tumour.
+
+    For research only; not a medical device. Everything happens on this computer, nothing is sent. Each
+    patient gets a folder with report.html to read, prediction.json, pictures and, where the model outlines
+    the tumour, segmentation.nii.gz on the patient's own images. These name patients: they stay in the
+    hospital. What is done already is kept, so that a stopped run (Ctrl-C) goes on.
+
+    Exit code: 0 done, 1 the model cannot be used, 2 an option or the settings are at fault, 4 a patient who
+    was named cannot be read; the others are done, 130 stopped.
+    """
+    with door(output), interruptible():
+        log.configure(log_level, console=human())
+        from fedglioma_client.intake import load_settings
+        from fedglioma_client.predict import Asked, make_ready, predict_all
+
+        _, path = context.ensure_object(Chosen).path()
+        asked = Asked(tuple(cases or ()), everybody, model, out, device, flips, window, overwrite)
+        with progress("prepare", unit="cases") as shown:
+            work = make_ready(load_settings(path), asked, shown)
+        with progress("predict", unit="cases") as shown:
+            outcome = predict_all(work, shown)
+        emit_judged(outcome.data(), outcome.text(), output, outcome.error())
 
 
 @app.command()

@@ -12,7 +12,7 @@ from typing import Final
 from fedglioma.config.site import SiteConfig
 from fedglioma.errors import ConfigError
 from fedglioma.machine import usable_cores
-from fedglioma_client.verdict import Verdict, doubtful, failed, fine, several
+from fedglioma_client.verdict import Status, Verdict, doubtful, failed, fine, several
 
 CASE_BYTES_AT_1_MM: Final = 60e6
 """Float16, four channels, the box around a brain: 8 bytes times some 3.7 million voxels; on the common
@@ -78,10 +78,11 @@ def check_processor(config: SiteConfig) -> Verdict:
     """Return whether workers and threads fit the cores that this process may use."""
     cores = usable_cores()
     threads = config.threads or cores
-    detail = f"{several(cores, 'core')}; {threads} train, {config.workers} prepare"
-    most = max(threads, config.workers)
-    if most > cores:
-        key = "threads" if threads > cores else "workers"
+    together = f" in {config.processes} processes" if config.processes > 1 else ""
+    detail = f"{several(cores, 'core')}; {threads} train{together}, {config.workers} prepare"
+    wanted = {"threads": threads, "workers": config.workers, "processes": config.processes}
+    key = next((key for key, count in wanted.items() if count > cores), None)
+    if key is not None:
         return doubtful("processor", detail, f"set {key} to at most {cores}, else they wait for each other")
     return fine("processor", detail)
 
@@ -126,8 +127,8 @@ def _container_memory() -> int | None:
     return None if limit == "max" else max(0, int(limit) - int(used))
 
 
-def check_device(name: str) -> Verdict:
-    """Return whether PyTorch can compute on the device that the settings name."""
+def check_device(name: str, processes: int = 1) -> Verdict:
+    """Return whether PyTorch can compute on the device that the settings name, once for each process."""
     subject = "device"
     try:
         import torch
@@ -158,7 +159,23 @@ def check_device(name: str) -> Verdict:
         return failed(
             subject, f"{name} asked for, but {why}", f"{remedy}, or set device to cpu", exit_code=_CONFIG
         )
-    return _check_gpu(name, device.index or 0)
+    if processes == 1:
+        return _check_gpu(name, device.index or 0)
+    return _check_gpus(processes)
+
+
+def _check_gpus(processes: int) -> Verdict:
+    """Return whether there is a GPU for each process: the verdict on the worst of them."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if count < processes:
+        detail = f"processes: {processes} asked for; GPUs: {count}"
+        return failed("device", detail, f"set processes to {max(count, 1)} or less", exit_code=_CONFIG)
+    verdicts = [_check_gpu(f"cuda:{index}", index) for index in range(processes)]
+    worst = next((verdict for verdict in verdicts if verdict.status is Status.FAILED), None)
+    worst = worst or next((verdict for verdict in verdicts if verdict.status is not Status.OK), None)
+    return worst or fine("device", "; ".join(verdict.detail for verdict in verdicts))
 
 
 def _check_gpu(name: str, index: int) -> Verdict:

@@ -14,11 +14,13 @@ from fedglioma.payload import forms, update
 from fedglioma.seeds import seed_torch
 from fedglioma.training.learner import build_learner, layout_of
 from fedglioma.training.local import LocalWork, train_locally
+from fedglioma.training.parallel import useful_processes
 from fedglioma.weights import Forms, Packed, digest_of, pack, unpack
 from fedglioma.wire import StatisticsReply, StatisticsRequest, TrainReply, TrainRequest
 from fedglioma_client.intensities import cases_on_scale, landmarks_of
 from fedglioma_client.linkage import name_shared, tags_of
 from fedglioma_client.norms import OwnNorms
+from fedglioma_client.processes import train_in_processes
 from fedglioma_client.site import Site, agree
 
 
@@ -65,8 +67,10 @@ def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[Tra
         The weights are not of the network that this site builds.
     DataError
         The site has no labelled case, or its intensities do not fit the consortium's scale.
+    ConfigError
+        The network cannot be trained in as many processes as the site asks for.
     FedGliomaError
-        Training diverged.
+        Training diverged, or one of several processes died.
     """
     settings, config = request.settings, site.config
     agree(site.config, settings)
@@ -78,7 +82,6 @@ def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[Tra
         raise DataError("no case with a known label to train on")
     torch.set_num_threads(config.threads or torch.get_num_threads())
     seed_torch(settings.seed, "train", config.site, request.round)
-    device = torch.device(config.device)
     counts = request.class_counts if settings.counts == "global" else local_counts(site)
     learner = build_learner(settings, counts)
     if layout_of(settings).digest != request.layout:
@@ -87,11 +90,18 @@ def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[Tra
     norms = OwnNorms(config.state, request.run, request.layout) if settings.strategy == "fedbn" else None
     if norms is not None:
         norms.restore(learner.model, request.round)
-    learner.to(device)
+    work = LocalWork(settings, labelled, config.site, request.round, request.proximal_mu)
+    processes = useful_processes(settings, len(labelled), config.processes)
+    device = torch.device(config.device)
+    if processes == 1:
+        learner.to(device)
     prepared_s = time.perf_counter() - started
 
-    work = LocalWork(settings, labelled, config.site, request.round, request.proximal_mu)
-    summary = train_locally(learner, work, device)
+    if processes == 1:
+        summary = train_locally(learner, work, device)
+    else:
+        left_s = settings.round_timeout_s - prepared_s
+        summary = train_in_processes(learner, work, config, counts, processes=processes, limit_s=left_s)
 
     packing = time.perf_counter()
     arrays = pack(learner.model, learner.loss)

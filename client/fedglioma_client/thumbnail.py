@@ -30,8 +30,10 @@ def picture(
     brain: Flat,
     tumour: Flat | None = None,
     window: Flat | None = None,
+    *,
+    longest: int = LONGEST_PX,
 ) -> bytes:
-    """Return a PNG of a slice, at most ``LONGEST_PX`` a side.
+    """Return a PNG of a slice, ``longest`` pixels along its longer side.
 
     Parameters
     ----------
@@ -42,23 +44,23 @@ def picture(
     window : array of bool, shape (X, Y), optional
         Where brightness is scaled from the 1st to the 99.5th percentile; the brain without it.
     """
-    shown = np.nan_to_num(_fitted(np.nan_to_num(plane, nan=0.0), size_mm))
+    shown = np.nan_to_num(_fitted(np.nan_to_num(plane, nan=0.0), size_mm, longest))
     values = plane[(brain if window is None else window) & np.isfinite(plane)]
     low, high = np.percentile(values, _WINDOW) if values.size else (0.0, 1.0)
     greys = np.clip((shown - low) / (high - low if high > low else 1.0), 0, 1) * (_GREYS - 1)
     indices = np.rint(greys).astype(np.uint8)
-    inside = _fitted(brain.astype(np.float32), size_mm) >= 0.5
+    inside = _fitted(brain.astype(np.float32), size_mm, longest) >= 0.5
     if window is None:
         indices[~inside] = 0
     indices[_outline(inside)] = _BRAIN
     if tumour is not None:
-        indices[_outline(_fitted(tumour.astype(np.float32), size_mm) >= 0.5)] = _TUMOUR
+        indices[_outline(_fitted(tumour.astype(np.float32), size_mm, longest) >= 0.5)] = _TUMOUR
     return _png(np.ascontiguousarray(indices[::-1, ::-1].T))
 
 
-def _fitted(plane: Plane, size_mm: Sequence[float]) -> Plane:
+def _fitted(plane: Plane, size_mm: Sequence[float], longest: int) -> Plane:
     """Return the plane on square pixels, linearly interpolated."""
-    pixel = max(size_mm) / LONGEST_PX
+    pixel = max(size_mm) / longest
     counts = [max(1, round(size / pixel)) for size in size_mm]
     places = [
         np.clip((np.arange(count) + 0.5) / count * n - 0.5, 0, n - 1)

@@ -5,10 +5,10 @@ Paths in the file are relative to the file, so that a folder of settings can be 
 
 import re
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 from unicodedata import combining, normalize
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedglioma.case import Frozen
 from fedglioma.config.reading import checked, read_yaml
@@ -62,6 +62,7 @@ class SiteConfig(Frozen):
     layout: Literal["auto", "bids", "brats2021", "brats2023", "dicom"] = "auto"
     cache: Path = Path("cache")
     device: str = "cpu"
+    processes: int = Field(default=1, ge=1, le=MOST_PROCESSES)
     workers: int = Field(default=1, ge=1, le=MOST_PROCESSES)
     brain_extractor: str = Field(default="auto", min_length=1)
     threads: int = Field(default=0, ge=0, le=MOST_PROCESSES)
@@ -92,6 +93,15 @@ class SiteConfig(Frozen):
         if match is None or not 0 < int(match.group(2)) < 65536:
             raise ValueError("write the server as host:port, without https://")
         return value
+
+    @model_validator(mode="after")
+    def _processes_choose_their_gpus(self) -> Self:
+        if self.processes > 1 and self.device not in ("cpu", "cuda"):
+            raise ValueError(
+                f"processes: {self.processes}: write device: cuda, not {self.device}: each process takes the "
+                "GPU of its number, from 0 on"
+            )
+        return self
 
 
 def load_site_config(path: Path) -> SiteConfig:

@@ -117,6 +117,18 @@ def stored_mask(prepared: PreparedCase, record: Record, path: Path, cache: Cache
     return cache.put(key, labels_in(volume, record, brain), record.model_copy(update={"mask": digest}))
 
 
+def drawing_over_reference(path: Path, record: Record) -> Volume:
+    """Return an expert's labels on the expert's own voxels, in RAS order, as they lie over the reference.
+
+    Raises
+    ------
+    VolumeError
+        The file cannot be used, its values are no labels, or its grid is that of no modality.
+    """
+    volume = _read(read_bytes(path), compressed=is_compressed(path))
+    return Volume(_labels(volume.array), _affine_over_reference(volume, record))
+
+
 def labels_in(volume: Volume, record: Record, brain: Mask) -> LabelArray:
     """Return a mask's labels at the voxels of a prepared array, shape (D, H, W).
 

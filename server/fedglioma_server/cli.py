@@ -1,7 +1,7 @@
 """fedglioma-server: the command line, and the commands that work on one machine's files.
 
-The federation's own commands are in ``cli_federation.py`` (start, status, stop), ``cli_provision.py`` and
-``cli_audit.py``.
+The federation's own commands are in ``cli_federation.py`` (start, status, stop), ``cli_provision.py``,
+``cli_audit.py`` and ``cli_bundle.py``.
 
 Commands import what they need when they run: ``--help`` answers at once, and Flower is first imported
 after its telemetry was switched off.
@@ -29,6 +29,7 @@ from fedglioma.console import (
 )
 from fedglioma.errors import ConfigError
 from fedglioma_server.cli_audit import audit
+from fedglioma_server.cli_bundle import bundle
 from fedglioma_server.cli_federation import start, status, stop
 from fedglioma_server.cli_provision import provision
 from fedglioma_server.options import with_run_settings
@@ -40,7 +41,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="The coordinating centre's side of a fedglioma federation. Research use only, not a medical device.",
 )
-for command in (provision, start, status, stop):
+for command in (provision, start, status, stop, bundle):
     app.command()(command)
 app.add_typer(audit, name="audit")
 

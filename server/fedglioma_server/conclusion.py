@@ -5,6 +5,7 @@ from fedglioma.metrics.tables import evaluate
 from fedglioma.seeds import derive_seed
 from fedglioma.training.learner import Learner
 from fedglioma.weights import Layout, pack, unpack
+from fedglioma_server.card import write_card
 from fedglioma_server.checkpoint import Checkpoints
 from fedglioma_server.coordinator import Coordinator
 from fedglioma_server.heldout import best_round, settle_norms
@@ -12,7 +13,7 @@ from fedglioma_server.outcome import write_outcome
 from fedglioma_server.privacy import privacy_record
 from fedglioma_server.readings import predictions_of
 from fedglioma_server.records import RoundRecord, write_json
-from fedglioma_server.release import write_card, write_model
+from fedglioma_server.release import write_model
 from fedglioma_server.report import write_report
 from fedglioma_server.runfolder import now
 
@@ -49,7 +50,7 @@ def conclude(
         write_outcome(folder.survival, held_out, predictions, synthetic=record.synthetic)
     privacy = privacy_record(record)
     write_json(folder.path / "privacy.json", privacy)
-    write_card(folder.model, record, chosen, evaluation, privacy.statement)
+    write_card(folder.model, record, chosen, evaluation, privacy.statement, rounds[-1].round)
     folder.update(status="completed", finished=now())
     if coordinator.reported:
         write_report(folder.path)

@@ -15,10 +15,10 @@ from fedglioma.metrics.predictions import Predictions
 from fedglioma.metrics.segmentation import SegmentationMetrics
 from fedglioma.metrics.tables import Evaluation, evaluate
 from fedglioma.training.released import load_model
+from fedglioma_server.card_tables import measure_text
 from fedglioma_server.device import usable_device
 from fedglioma_server.gather import write_findings
 from fedglioma_server.readings import predictions_of
-from fedglioma_server.release import measure_text
 from fedglioma_server.report_figures import roc_figures
 from fedglioma_server.simulate import default_threads
 

@@ -88,6 +88,7 @@ def test_more_threads_than_cores_are_warned_about(monkeypatch: pytest.MonkeyPatc
     assert check_processor(config).status is Status.OK
     assert "set workers to at most 4" in check_processor(config.model_copy(update={"workers": 5})).remedy
     assert "set threads to at most 4" in check_processor(config.model_copy(update={"threads": 8})).remedy
+    assert "set processes to at most 4" in check_processor(config.model_copy(update={"processes": 5})).remedy
 
 
 def test_workers_that_do_not_fit_into_memory_are_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,6 +138,23 @@ def test_a_gpu_that_others_use_is_warned_about(gpu: SimpleNamespace) -> None:
 
 def test_a_gpu_that_is_not_there_fails(gpu: SimpleNamespace) -> None:
     assert "set device to cuda:0 or lower" in check_device("cuda:1").remedy
+
+
+def test_each_process_needs_a_gpu_of_its_own(gpu: SimpleNamespace) -> None:
+    gpu.count = 2
+    verdict = check_device("cuda", 3)
+    assert (verdict.status, verdict.exit_code) == (Status.FAILED, 2)
+    assert verdict.detail == "processes: 3 asked for; GPUs: 2"
+    assert verdict.remedy == "set processes to 2 or less"
+
+
+def test_every_gpu_that_is_used_is_looked_at(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu.count = 3
+    assert check_device("cuda", 2).detail.count("15 GB of 16 GB free") == 2
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (GB if index else 15 * GB, 16 * GB))
+    verdict = check_device("cuda", 2)
+    assert verdict.status is Status.WARNING
+    assert verdict.detail.startswith("cuda:1: ")
 
 
 def test_a_gpu_that_does_not_compute_fails(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,9 @@
 """The released model: a folder that stands alone, and is not taken for another."""
 
 import json
+import os
+import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,71 +11,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
-from fedglioma.case import GENES
-from fedglioma.config.run import RunConfig
 from fedglioma.errors import ProtocolError
-from fedglioma.metrics.bootstrap import Measure
-from fedglioma.metrics.predictions import Predictions
-from fedglioma.metrics.tables import Evaluation, evaluate
-from fedglioma.training.learner import initial_learner, layout_of
-from fedglioma.training.released import load_model
-from fedglioma.weights import GROUPS, pack
-from fedglioma_server.records import HeldOutRound, RoundRecord, RunRecord, SiteData
-from fedglioma_server.release import measure_text, results_text, write_card, write_model
+from fedglioma.tensorfile import read_safetensors
+from fedglioma.training.learner import initial_learner
+from fedglioma.training.released import config_digest, load_model, model_digest, take_over
+from fedglioma.weights import GROUPS, Layout, digest_of, pack
+from tests.release_fixture import COUNTS, SMALL, small_settings, write_release
 
-SETTINGS = RunConfig(width=1, crop=16, spacing_mm=5.5, rounds=3)
-COUNTS = dict.fromkeys(GENES, (7.5, 4.0))
-EMPTY = dict.fromkeys(GENES)
-CHOSEN = RoundRecord(
-    round=2, heldout=HeldOutRound(cases=3, loss=1.0, loss_by_task=EMPTY, auc=EMPTY, accuracy=EMPTY)
-)
+SETTINGS = small_settings()
 
 
-def run_record(*, synthetic: bool = True) -> RunRecord:
-    data = SiteData(cases=5, labels=dict.fromkeys(GENES, (5, 5, 0)), modalities={}, small_cell_limit=5)
-    return RunRecord(
-        run_id="demo",
-        created="2026-01-01T00:00:00+00:00",
-        engine="inline",
-        command="tests",
-        synthetic=synthetic,
-        versions={"fedglioma": "9.9"},
-        settings=SETTINGS,
-        cohorts=["a"],
-        data_digest="0" * 64,
-        parameters=262_799,
-        payload_bytes=20,
-        splits={},
-        sites={"ningxia": data, "henan": data},
-        class_counts=COUNTS,
-    )
-
-
-def evaluation(cases: int = 6) -> Evaluation:
-    rng = np.random.default_rng(0)
-    return evaluate(
-        Predictions(
-            labels=np.tile(np.arange(cases)[:, None] % 2, (1, 3)).astype(np.int64),
-            probabilities=rng.uniform(size=(cases, 3)),
-            sites=("henan",) * cases,
-            modalities=("flair",) * cases,
-            split=("report",) * cases,
-            patients=np.arange(cases),
-        ),
-        split="report",
-        synthetic=True,
-        resamples=100,
-    )
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model's folder as a run writes it."""
+    return write_release(tmp_path_factory.mktemp("release") / "model", SETTINGS)
 
 
 @pytest.fixture
-def released(tmp_path: Path) -> Path:
-    """A model's folder as a run writes it."""
-    learner = initial_learner(SETTINGS, COUNTS)
-    arrays = pack(learner.model, learner.loss)
-    write_model(tmp_path / "model", run_record(), CHOSEN, arrays, layout_of(SETTINGS))
-    return tmp_path / "model"
+def released(original: Path, tmp_path: Path) -> Path:
+    """A copy of it to spoil."""
+    return Path(shutil.copytree(original, tmp_path / "model"))
 
 
 def change(folder: Path, how: Callable[[dict[str, Any]], object]) -> None:
@@ -82,21 +44,43 @@ def change(folder: Path, how: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(config), encoding="utf-8")
 
 
-def test_released_model_is_loaded_to_the_bit_and_ready_to_predict(released: Path) -> None:
-    expected = initial_learner(SETTINGS, COUNTS)
-    learner, settings, _ = load_model(released)
-    assert settings == SETTINGS
+def reseal(folder: Path, tensors: dict[str, Any]) -> None:
+    """Write other weights with a description that vouches for them."""
+    save_file(tensors, folder / "model.safetensors")
+    learner = initial_learner(SETTINGS, COUNTS)
+    flat = Layout.of(learner.model, learner.loss, whole=True).flat(tensors, "test")
+    change(folder, lambda c: c.update(digest=digest_of(flat)))
+    change(folder, lambda c: c.update(config_digest=config_digest(c)))
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(ProtocolError) as raised:
+        load_model(folder)
+    text = str(raised.value)
+    assert "\n" not in text
+    assert len(text) < 1000
+    return text
+
+
+@pytest.mark.parametrize("model", SMALL)
+def test_released_model_is_loaded_to_the_bit_and_ready_to_predict(model: str, tmp_path: Path) -> None:
+    asked = small_settings(model)
+    expected = initial_learner(asked, COUNTS)
+    learner, found, _ = load_model(write_release(tmp_path / "model", asked))
+    assert found == asked
     assert not learner.model.training
-    one, other = pack(expected.model, expected.loss), pack(learner.model, learner.loss)
+    one, other = (pack(kept.model, kept.loss, whole=True) for kept in (expected, learner))
     assert all(one[group].tobytes() == other[group].tobytes() for group in GROUPS)
-    image = torch.randn(2, 4, 16, 16, 16)
     with torch.no_grad():
-        assert {name: z.shape for name, z in learner.model(image).items()} == {g.value: (2, 2) for g in GENES}
+        outputs = learner.model(torch.randn(2, 4, *(asked.crop,) * 3))
+    assert set(outputs) == {task.value for task in asked.tasks}
 
 
-def test_folder_can_be_moved(released: Path, tmp_path: Path) -> None:
+def test_folder_can_be_moved_and_reached_by_a_link(released: Path, tmp_path: Path) -> None:
     released.rename(tmp_path / "elsewhere")
-    assert load_model(tmp_path / "elsewhere")[1] == SETTINGS
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    assert load_model(tmp_path / "elsewhere").settings == SETTINGS
+    assert load_model(tmp_path / "link").settings == SETTINGS
 
 
 def test_config_says_how_to_build_the_network_and_names_no_path(released: Path) -> None:
@@ -116,84 +100,207 @@ def test_config_says_how_to_build_the_network_and_names_no_path(released: Path) 
         (lambda c: c.pop("layout"), "not a released model"),
         (lambda c: c.update(settings=None), "not a released model"),
         (lambda c: c.update(settings=["width"]), "not a released model"),
+        (lambda c: c.update(format="pytorch"), "not one of fedglioma"),
+        (lambda c: c.update(schema_version=2), "has version 2, this fedglioma reads 1; install"),
+        (lambda c: c.update(extra=1), "unknown entry extra"),
         (lambda c: c["settings"].update(rounds=0), "rounds: 0 is not allowed"),
+        (lambda c: c["settings"].update(depth=3), "depth: unknown setting"),
+        (lambda c: c["settings"].update(lr=float("nan")), "NaN is no JSON number"),
         (lambda c: c.update(class_counts={"idh": 3}), "not a released model"),
         (lambda c: c.update(class_counts={"egfr": [1, 2]}), "not a released model"),
         (lambda c: c["class_counts"].update(idh=["many", 2]), "not a released model"),
+        (lambda c: c["class_counts"].update(idh=[-1, 2]), "-1 is no count"),
         (lambda c: c["class_counts"].pop("idh"), "class counts lack idh"),
         (lambda c: c["channels"].reverse(), "made for channels"),
         (lambda c: c.update(genes=["idh"]), "made for channels"),
+        (lambda c: c.update(scale_id="0"), "intensity scale in config.json is not the one"),
         (lambda c: c["settings"].update(crop=32), "of another network"),
+        (lambda c: c["settings"].update(width=96, crop=256), "of another network"),
+        (lambda c: c["settings"].update(lr=0.5), "was changed after it was written"),
+        (lambda c: c["settings"].update(spacing_mm=1.0), "was changed after it was written"),
+        (lambda c: c.pop("config_digest"), "was changed after it was written"),
         (lambda c: c.update(layout="0" * 64), "of another network"),
-        (lambda c: c.update(digest="0" * 64), "model.safetensors is damaged"),
+        (lambda c: c.update(digest="0" * 64), "was changed after it was written"),
     ],
 )
 def test_config_that_does_not_belong_is_refused(
     released: Path, how: Callable[[dict[str, Any]], object], said: str
 ) -> None:
     change(released, how)
-    with pytest.raises(ProtocolError, match=said) as raised:
-        load_model(released)
-    assert "\n" not in str(raised.value)
-
-
-def test_every_byte_of_the_weights_counts(released: Path) -> None:
-    path = released / "model.safetensors"
-    content = bytearray(path.read_bytes())
-    for place in (-1, -1000, len(content) // 2):
-        content[place] ^= 1
-        path.write_bytes(content)
-        with pytest.raises(ProtocolError, match=r"model.safetensors is damaged"):
-            load_model(released)
-        content[place] ^= 1
-    path.write_bytes(content)
-    load_model(released)
-
-
-def test_folder_that_holds_no_model_is_refused(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "gone"):
-        with pytest.raises(ProtocolError, match="not a released model"):
-            load_model(folder)
-
-
-def test_card_says_what_the_model_is_and_what_it_is_not(tmp_path: Path) -> None:
-    write_card(tmp_path, run_record(), CHOSEN, evaluation(), "Not differentially private.")
-    card = (tmp_path / "README.md").read_text(encoding="utf-8")
-    for words in (
-        "Research use only. Not a medical device.",
-        "Trained on SYNTHETIC patients",
-        "2 sites (henan, ningxia)",
-        "round 2 had the lowest held-out loss",
-        "in this order: flair, t1ce, t1, t2",
-        "idh, atrx, codel_1p19q",
-        "5.5 mm grid",
-        "Not differentially private.",
-        "Too few patients to judge the model",
-        "majority class",
-    ):
-        assert words in card, words
-    assert "{" not in card
-
-
-def test_card_of_real_patients_claims_no_synthetic_ones(tmp_path: Path) -> None:
-    write_card(tmp_path, run_record(synthetic=False), CHOSEN, evaluation(), "Not differentially private.")
-    assert "SYNTHETIC" not in (tmp_path / "README.md").read_text(encoding="utf-8")
-
-
-def test_result_table_has_a_line_for_every_gene() -> None:
-    lines = results_text(evaluation()).splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| IDH", "| ATRX", "| 1p/19q"]
-    assert all(line.count("|") == 6 for line in lines)
+    assert said in refusal(released)
 
 
 @pytest.mark.parametrize(
-    ("measure", "text"),
+    ("content", "said"),
     [
-        (Measure(value=0.856, low=0.779, high=0.931), "0.86 [0.78-0.93]"),
-        (Measure(value=0.856, low=None, high=None), "0.86"),
-        (Measure(value=None, reason="one class only"), "-"),
+        (b"{", "JSONDecodeError"),
+        (b"\xff\xfe\x00", "UnicodeDecodeError"),
+        (b"[1, 2]", "not one of fedglioma"),
+        (b'{"model_type": "bert"}', "not one of fedglioma"),
+        (b" " * (1 << 20) + b"{}", "larger than 1 MiB"),
+        (b"[" * 100_000, "RecursionError"),
+        (b'{"format": "fedglioma-model", "schema_version": ' + b"9" * 5000 + b"}", "not a released model"),
+        (b"9" * 5000, "not a released model"),
+        (b'{"x": 1e999, "format": "fedglioma-model", "schema_version": 1}', "not a released model"),
     ],
 )
-def test_measures_are_told_with_their_interval_where_there_is_one(measure: Measure, text: str) -> None:
-    assert measure_text(measure) == text
-    assert measure_text(measure, interval=False) == text.split(" ")[0]
+def test_config_that_is_no_description_is_refused(released: Path, content: bytes, said: str) -> None:
+    (released / "config.json").write_bytes(content)
+    assert said in refusal(released)
+
+
+@pytest.mark.parametrize("depth", [50, 300, 600, 900, 5000])
+@pytest.mark.parametrize("where", ["extra", "settings"])
+def test_nested_config_is_refused_at_any_depth(released: Path, depth: int, where: str) -> None:
+    nest = b"[" * depth + b"]" * depth
+    text = (released / "config.json").read_bytes()
+    entry = b'"%s": %s' % (where.encode() if where == "extra" else b"width", nest)
+    old = b"{" if where == "extra" else b'"width": 1'
+    new = b"{" + entry + b"," if where == "extra" else entry
+    assert old in text
+    (released / "config.json").write_bytes(text.replace(old, new, 1))
+    assert "not a released model" in refusal(released)
+
+
+SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut off": (lambda f: os.truncate(f, 5000), "cut off; copy it again"),
+    "cut off in its header": (lambda f: os.truncate(f, 100), "cut off; copy it again"),
+    "short of a byte": (lambda f: os.truncate(f, f.stat().st_size - 1), "cut off; copy it again"),
+    "longer by a byte": (lambda f: f.write_bytes(f.read_bytes() + b"\0"), "not a readable safetensors"),
+    "empty": (lambda f: f.write_bytes(b""), "it is empty"),
+    "gone": (lambda f: f.unlink(), "not a readable safetensors file (FileNotFoundError)"),
+    "a folder": (lambda f: (f.unlink(), f.mkdir()), "a folder, a pipe or a device"),
+    "a pipe": (lambda f: (f.unlink(), os.mkfifo(f)), "a folder, a pipe or a device"),
+    "a circle of links": (lambda f: (f.unlink(), f.symlink_to(f)), "not a readable safetensors file"),
+    "git lfs": (lambda f: f.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
+    "torch.save": (lambda f: torch.save({"a": torch.zeros(1)}, f), "a pickle by its content, which is never"),
+    "a huge header": (
+        lambda f: f.write_bytes((1 << 62).to_bytes(8, "little") + f.read_bytes()[8:]),
+        "not a readable safetensors file",
+    ),
+    "another network": (
+        lambda f: save_file({"bert.weight": np.zeros((3, 2), np.float32)}, f),
+        "holds the weights of another network: model.",
+    ),
+    "a tensor more": (
+        lambda f: save_file({**load_file(f), "model.back_door": np.zeros(1, np.float32)}, f),
+        "model.back_door should be absent, found F32 (1,)",
+    ),
+    "a tensor less": (
+        lambda f: save_file(dict(list(load_file(f).items())[1:]), f),
+        "found absent; take both files from one released model",
+    ),
+    "double precision": (
+        lambda f: save_file({k: v.astype(np.float64) for k, v in load_file(f).items()}, f),
+        "should be F32",
+    ),
+    "other numbers": (
+        lambda f: save_file({k: v + 1 for k, v in load_file(f).items()}, f),
+        "model.safetensors is damaged",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_weights_that_do_not_belong_are_refused(released: Path, name: str) -> None:
+    spoil, said = SPOILED[name]
+    spoil(released / "model.safetensors")
+    assert said in refusal(released)
+
+
+class Bomb:
+    """An object whose pickle runs a program."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_pickle_under_a_false_name_is_never_opened(released: Path, tmp_path: Path, protocol: int) -> None:
+    for name in ("model.safetensors", "config.json"):
+        copy = Path(shutil.copytree(released, tmp_path / f"with {name}"))
+        (copy / name).write_bytes(pickle.dumps(Bomb(tmp_path / "mark"), protocol))
+        refusal(copy)
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_are_refused_even_with_the_right_digest(
+    released: Path, value: float
+) -> None:
+    tensors = {name: tensor.copy() for name, tensor in load_file(released / "model.safetensors").items()}
+    name = sorted(tensors)[-1]
+    tensors[name].flat[0] = value
+    reseal(released, tensors)
+    assert f"{name} holds numbers that are not finite" in refusal(released)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_link_out_of_the_folder_is_refused(released: Path, tmp_path: Path, name: str) -> None:
+    (released / name).rename(tmp_path / name)
+    (released / name).symlink_to(tmp_path / name)
+    assert "is a link that leads out of the folder; put the file itself there" in refusal(released)
+
+
+def test_link_inside_the_folder_is_followed(released: Path) -> None:
+    (released / "model.safetensors").rename(released / "weights")
+    (released / "model.safetensors").symlink_to("weights")
+    assert load_model(released).settings == SETTINGS
+
+
+def test_folder_that_holds_no_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a")
+    for folder in (tmp_path, tmp_path / "gone", tmp_path / "file"):
+        assert "not a released model" in refusal(folder)
+
+
+@pytest.mark.parametrize("inner", ["model", "models"])
+def test_folder_around_a_model_names_the_one_inside(released: Path, tmp_path: Path, inner: str) -> None:
+    released.rename(tmp_path / inner)
+    assert f"did you mean {tmp_path / inner}?" in refusal(tmp_path)
+
+
+def test_digest_is_told_without_the_weights_and_refused_without_a_model(released: Path) -> None:
+    (released / "model.safetensors").unlink()
+    config = json.loads((released / "config.json").read_text(encoding="utf-8"))
+    assert model_digest(released) == config["digest"]
+    change(released, lambda c: c.pop("digest"))
+    with pytest.raises(ProtocolError, match="names no digest"):
+        model_digest(released)
+
+
+def test_model_of_another_size_is_not_taken_over(released: Path) -> None:
+    wider = small_settings(width=2)
+    learner = initial_learner(wider, COUNTS)
+    with pytest.raises(ProtocolError, match="holds another network than the run trains"):
+        take_over(released, learner, Layout.of(learner.model, learner.loss))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_changed_byte_is_refused_or_changes_nothing(
+    original: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    name = data.draw(st.sampled_from(["model.safetensors", "config.json"]))
+    content = bytearray((original / name).read_bytes())
+    header = 8 + int.from_bytes(content[:8], "little") if name == "model.safetensors" else len(content)
+    place = data.draw(st.one_of(st.integers(0, header - 1), st.integers(0, len(content) - 1)))
+    content[place] ^= data.draw(st.integers(1, 255))
+    copy = Path(shutil.copytree(original, tmp_path_factory.mktemp("flipped") / "model"))
+    (copy / name).write_bytes(content)
+    expected, _ = read_safetensors(original / "model.safetensors")
+    try:
+        learner, found, _ = load_model(copy)
+    except ProtocolError:
+        pass
+    else:
+        assert found == SETTINGS
+        flat = Layout.of(learner.model, learner.loss, whole=True).named(
+            pack(learner.model, learner.loss, whole=True)
+        )
+        assert all(np.array_equal(flat[key], expected[key]) for key in expected)
+    finally:
+        shutil.rmtree(copy)
