@@ -166,7 +166,7 @@ def _described(table: Mapping[str, Any], folder: Path) -> _Described:
 def _asked(trained: RunConfig, flips: bool | None, window: Inference | None) -> RunConfig:
     """Return the model's settings with how images are to be read; raises ``ConfigError``."""
     changed = trained.model_dump(mode="json")
-    changed |= {} if flips is None else {"test_flips": flips}
+    changed |= {} if flips is None else {"average_flips": flips}
     changed |= {} if window is None else {"inference": window}
     return RunConfig.from_mapping(changed, "--window")
 

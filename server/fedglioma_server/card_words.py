@@ -2,25 +2,14 @@
 
 from collections.abc import Sequence
 
-from fedglioma.case import CHANNELS, CLASS_TITLES, GENE_TITLES, Task
+from fedglioma.case import CHANNELS, CLASS_TITLES, Task
 from fedglioma.config.run import RunConfig
 from fedglioma.data.prepare import WHOLE_HEAD_MM, PrepareSettings
 from fedglioma.training.inference import Reader
 from fedglioma_server.card_tables import plain
 from fedglioma_server.records import RoundRecord, RunRecord
-from fedglioma_server.report_headline import STRATEGY_TITLES
-from fedglioma_server.report_text import listing
+from fedglioma_server.report_headline import MODEL_TITLES, STRATEGY_TITLES, what_it_reads
 
-TITLES: dict[str, str] = {
-    "mdpnet": "MDPNet",
-    "sgpnet": "SGPNet",
-    "resnet50": "3D ResNet50",
-    "densenet121": "3D DenseNet121",
-    "senet": "3D SE-ResNet50",
-    "unet": "residual 3D U-Net",
-    "segresnet": "SegResNet",
-    "swinunetr": "Swin-UNETR",
-}
 FORMS: dict[str, str] = {
     "mdpnet": "two paths that exchange what they saw, a transformer and gated residual blocks, and a 1p/19q "
     "head that is told what the others say",
@@ -41,16 +30,6 @@ TARGETS: dict[str, str] = {
 }
 
 
-def what_it_reads(settings: RunConfig) -> str:
-    """Return the tasks in words: ``reads IDH, ATRX and 1p/19q status``."""
-    parts = []
-    if settings.genes:
-        parts.append(f"reads {listing([GENE_TITLES[gene] for gene in settings.genes])} status")
-    if Task.SEGMENTATION in settings.tasks:
-        parts.append("outlines the whole tumour")
-    return " and ".join(parts)
-
-
 def network_text(record: RunRecord) -> str:
     """Return which network it is, with the switches that are not the default."""
     settings = record.settings
@@ -60,7 +39,7 @@ def network_text(record: RunRecord) -> str:
     if settings.model == "mdpnet":
         switches += [f"{name} {getattr(settings, name)}" for name in ("path2", "attention", "guide")]
     return (
-        f"A {record.parameters:,}-parameter {TITLES[settings.model]} ({', '.join(switches)}): "
+        f"A {record.parameters:,}-parameter {MODEL_TITLES[settings.model]} ({', '.join(switches)}): "
         f"{FORMS[settings.model]}. It {what_it_reads(settings)} from brain MRI.{TARGETS[settings.targets]}"
     )
 

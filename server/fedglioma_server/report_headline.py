@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from fedglioma.case import CLASS_TITLES, GENE_TITLES, GENES, Gene
+from fedglioma.case import CLASS_TITLES, GENE_TITLES, GENES, Gene, Task
+from fedglioma.config.run import RunConfig
 from fedglioma.metrics.genotype import GeneMetrics
 from fedglioma.metrics.tables import Evaluation
 from fedglioma_server import report_linkage as duplicates
@@ -10,7 +11,16 @@ from fedglioma_server import report_text as words
 from fedglioma_server.report_saved import Saved
 
 SIMULATED = frozenset({"inline", "ray", "processes"})
-MODEL_TITLES = {"mdpnet": "MDPNet"}
+MODEL_TITLES: dict[str, str] = {
+    "mdpnet": "MDPNet",
+    "sgpnet": "SGPNet",
+    "resnet50": "3D ResNet50",
+    "densenet121": "3D DenseNet121",
+    "senet": "3D SE-ResNet50",
+    "unet": "residual 3D U-Net",
+    "segresnet": "SegResNet",
+    "swinunetr": "Swin-UNETR",
+}
 STRATEGY_TITLES = {
     "fedavg": "federated averaging",
     "fedprox": "federated averaging with a proximal term",
@@ -22,6 +32,16 @@ STRATEGY_TITLES = {
     "trimmed_mean": "federated training by trimmed means",
     "multikrum": "federated training by Multi-Krum",
 }
+
+
+def what_it_reads(settings: RunConfig) -> str:
+    """Return the tasks in words: ``reads IDH, ATRX and 1p/19q status``."""
+    parts = []
+    if settings.genes:
+        parts.append(f"reads {words.listing([GENE_TITLES[gene] for gene in settings.genes])} status")
+    if Task.SEGMENTATION in settings.tasks:
+        parts.append("outlines the whole tumour")
+    return " and ".join(parts)
 
 
 def notices(saved: Saved) -> list[str]:
@@ -50,7 +70,7 @@ def summary(saved: Saved) -> str:
     run = saved.run
     sites = sorted({*run.splits, *run.sites})
     name = MODEL_TITLES[run.settings.model]
-    parts = [f"{name}, a network that reads IDH, ATRX and 1p/19q status from brain MRI,"]
+    parts = [f"{name}, a network that {what_it_reads(run.settings)} from brain MRI,"]
     parts.append("was trained in a simulation of" if run.engine in SIMULATED else "was trained at")
     if sites:
         parts.append(
@@ -63,6 +83,13 @@ def summary(saved: Saved) -> str:
         parts.append(f"The model after round {saved.chosen} was kept.")
     if saved.evaluation is not None and saved.evaluation.n_cases:
         parts.append(f"It was then tested on {tested(saved.evaluation)} that it had never seen.")
+        outlines = saved.evaluation.segmentation
+        if outlines is not None and outlines.mean_dice.value is not None:
+            parts.append(
+                f"Its outlines of the tumour overlap those of experts with a Dice of "
+                f"{words.with_interval(outlines.mean_dice)} (1 is perfect) in "
+                f"{words.count(outlines.n - outlines.no_dice, 'case')}."
+            )
     return " ".join(parts)
 
 

@@ -132,7 +132,7 @@ def test_every_kind_of_model_writes_what_it_is_asked(
     ("model", "words", "changed"),
     [
         ("mdpnet", [], {}),
-        ("mdpnet", ["--flips"], {"test_flips": True}),
+        ("mdpnet", ["--flips"], {"average_flips": True}),
         ("mdpnet", ["--window", "sliding"], {"inference": "sliding"}),
         ("sgpnet", [], {}),
     ],
