@@ -72,6 +72,7 @@ class Work:
     cases: tuple[PreparedCase, ...]
     records: tuple[Record, ...]
     questions: dict[str, Question]
+    order: tuple[str, ...]
     kept: tuple[Prediction, ...]
     left_out: tuple[Finding, ...]
     warnings: dict[str, tuple[Listed, ...]]
@@ -80,13 +81,19 @@ class Work:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the patients who were asked for; ``kept`` had their result already."""
+    """What became of the patients who were asked for, in ``order``; ``kept`` had their result already."""
 
     asked: Asked
     predictor: Predictor
+    order: tuple[str, ...]
     made: tuple[Prediction, ...]
     kept: tuple[Prediction, ...]
     left_out: tuple[Listed, ...]
+
+    @property
+    def predictions(self) -> tuple[Prediction, ...]:
+        """Everybody's."""
+        return tuple(sorted((*self.made, *self.kept), key=lambda one: self.order.index(one.patient)))
 
     def error(self) -> FedGliomaError | None:
         """Return that somebody who was named, or everybody of the cohort, could not be read."""
@@ -105,13 +112,13 @@ class Outcome:
             "doubts": list(self.predictor.doubts),
             "made": [one.patient for one in self.made],
             "kept": [one.patient for one in self.kept],
-            "predictions": [one.model_dump(mode="json") for one in (*self.made, *self.kept)],
+            "predictions": [one.model_dump(mode="json") for one in self.predictions],
             "left_out": [one.model_dump(mode="json") for one in self.left_out],
         }
 
     def text(self) -> str:
         """Return the result for reading: a line for each patient, and who was left out and why."""
-        shown = (*self.made, *self.kept)
+        shown = self.predictions
         lines = ["SYNTHETIC DATA: " + SYNTHETIC] * self.predictor.identity.synthetic
         lines += [f"warning: {doubt}" for doubt in self.predictor.doubts]
         lines += table_of(shown)
@@ -173,6 +180,7 @@ def make_ready(config: SiteConfig, asked: Asked, progress: Progress = silent) ->
         cases,
         prepared.records,
         questions,
+        tuple(case.patient for case in chosen.cases),
         tuple(kept),
         (*chosen.left_out, *excluded),
         _by_patient((*chosen.remarks, *prepared.warnings)),
@@ -199,7 +207,7 @@ def predict_all(work: Work, progress: Progress = silent) -> Outcome:
             failed.append(_finding(case.case, str(error)))
         progress(number + 1, len(work.cases))
     left_out = tuple(map(Listed.of, (*work.left_out, *failed)))
-    return Outcome(work.asked, work.predictor, tuple(made), work.kept, left_out)
+    return Outcome(work.asked, work.predictor, work.order, tuple(made), work.kept, left_out)
 
 
 def _question(case: Case, settings: PrepareSettings, predictor: Predictor) -> Question | None:

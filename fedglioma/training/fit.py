@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from fedglioma.case import GENES, Task
 from fedglioma.data.dataset import Sample
@@ -72,7 +73,7 @@ def parameter_groups(
     decayed: dict[float, list[nn.Parameter]] = {1.0: []}
     free: dict[float, list[nn.Parameter]] = {1.0: list(loss.parameters())}
     for path, module in model.named_modules():
-        kernels = isinstance(module, nn.Conv3d | nn.Linear)
+        kernels = isinstance(module, _ConvNd | nn.Linear)  # transposed ones too: MONAI's segmenters
         scale = head_lr if _belongs_to_a_gene(path) else 1.0
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
