@@ -174,7 +174,7 @@ def main() -> None:
         chosen = [way for way in chosen if way.preset == "recommended"]
     work = operations(settings)
     print(
-        f"{asked.model}, {asked.batch} x 4 x {asked.crop}^3, {work / 1e12:.2f} Tera-operations a step, {device}"
+        f"{asked.model}, {asked.batch} x 4 x {asked.crop}^3, {work / 1e9:.1f} G operations a step, {device}"
     )
     print("| way | s a step | times faster | peak GiB | floor s | loss of the first and last step |")
     print("|---|---|---|---|---|---|")

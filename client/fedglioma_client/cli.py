@@ -237,7 +237,7 @@ def predict(
     model: Annotated[
         Path,
         typer.Option(
-            envvar="FEDGLIOMA_MODEL", help="folder of a released model: a run's model/", metavar="DIR"
+            envvar="FEDGLIOMA_MODEL_FOLDER", help="folder of a released model: a run's model/", metavar="DIR"
         ),
     ],
     out: Annotated[Path, typer.Option(help="folder for the results, one in it per patient", metavar="DIR")],

@@ -73,7 +73,7 @@ def client(hospital: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Com
     monkeypatch.setenv("COLUMNS", "200")
 
     def call(*words: str | Path, model: str | Path = "sgpnet", out: Path | None = None) -> Result:
-        monkeypatch.setenv("FEDGLIOMA_MODEL", str(models / model))
+        monkeypatch.setenv("FEDGLIOMA_MODEL_FOLDER", str(models / model))
         given_ = ["predict", *map(str, words), "--out", str(out or hospital / "out")]
         return CliRunner().invoke(cli.app, given_, catch_exceptions=False)
 

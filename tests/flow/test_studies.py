@@ -1,0 +1,161 @@
+"""The shipped studies at test size on one made-up cohort, and what becomes of a study that is stopped."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from fedglioma.data.synthetic_cohort import synthesize
+from fedglioma_server.cli import app
+from fedglioma_server.runfolder import RunFolder
+
+STUDIES = Path(__file__).parents[2] / "server" / "studies"
+SHIPPED = sorted(path.stem for path in STUDIES.glob("*.yaml"))
+PATIENTS = 18
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("studies") / "cohort"
+    sites = ("ningxia", "zhengzhou", "henan")
+    synthesize(folder, patients=PATIENTS, sites=sites, size=24, overlap=0, seed=3)
+    return folder
+
+
+def run(cohort: Path, out: Path, study: Path, *options: str) -> tuple[int, dict[str, Any]]:
+    words = ["simulate", "--study", str(study), "--cohort", str(cohort), "--out", str(out)]
+    words += ["--cache", str(cohort.parent / "cache"), "--small-cell-limit", "1", "--format", "json"]
+    result = CliRunner().invoke(app, [*words, "--log-level", "WARNING", "--workers", "1", *options])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.output
+    return result.exit_code, json.loads(result.stdout)["data"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_study_fills_its_table(cohort: Path, tmp_path: Path, name: str) -> None:
+    path = STUDIES / f"{name}.yaml"
+    code, data = run(cohort, tmp_path / "study", path, "--study-size", "test", "--bootstrap", "100")
+    result = data["result"]
+    assert code == 0, data
+    assert (result["failed"], result["patients"]) == ({}, PATIENTS)
+    written = yaml.safe_load(path.read_text())
+    for line in result["lines"]:
+        for measure, entry in line["entries"].items():
+            assert entry["cases"] > 0
+            is_reference = (line["arm"], line["protocol"]) == tuple(result["reference"])
+            if "volume" in line["arm"] or not is_reference:
+                assert entry["comparison"] is None or entry["comparison"]["p"] is not None, measure
+    arms = {line["arm"] for line in result["lines"]}
+    assert {arm["name"] for arm in written["arms"]} <= arms
+    assert len(arms) == len(written["arms"]) + len(written["baselines"])
+    assert any(line["entries"] for line in result["lines"])
+    page = (tmp_path / "study" / "report.html").read_text()
+    table = (tmp_path / "study" / "table.md").read_text()
+    for arm in arms:
+        assert arm in page
+        assert arm in table
+    assert "SYNTHETIC DATA" in table
+    for paper in result["published"]:
+        assert paper["source"] in page
+        assert "other patients" in table
+    rows = list(csv.DictReader((tmp_path / "study" / "table.csv").read_text().splitlines()))
+    assert {row["row"] for row in rows} == {line["arm"] for line in result["lines"] if line["entries"]}
+    private = [case.name.removeprefix("sub-") for case in cohort.glob("sub-*")]
+    assert private
+    for shown in (page, table, (tmp_path / "study" / "results.json").read_text()):
+        assert not any(patient in shown for patient in private)
+
+
+def small_study(folder: Path, **changes: Any) -> Path:
+    table: dict[str, Any] = {
+        "title": "Two widths",
+        "arms": [{"name": "one", "width": 1}, {"name": "two", "width": 2}],
+        "divisions": {"folds": 2},
+        "run": {"crop": 16, "spacing_mm": 8, "rounds": 1, "batch_size": 8, "bias_correction": False},
+    }
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(table | changes))
+    return path
+
+
+def test_study_that_was_stopped_runs_what_is_missing_and_ends_alike(cohort: Path, tmp_path: Path) -> None:
+    study = small_study(tmp_path)
+    out = tmp_path / "study"
+    code, first = run(cohort, out, study, "--bootstrap", "100")
+    assert code == 0
+    folders = sorted(path.parent for path in out.glob("runs/**/run.json"))
+    assert len(folders) == 4
+    shutil.rmtree(folders[1])
+    kept = {folder: (folder / "run.json").stat().st_mtime_ns for folder in folders if folder.exists()}
+    code, again = run(cohort, out, study, "--bootstrap", "100")
+    assert code == 0
+    assert {folder: (folder / "run.json").stat().st_mtime_ns for folder in kept} == kept
+    for result in (first["result"], again["result"]):
+        del result["created"]
+    assert again["result"] == first["result"]
+
+
+def test_run_that_fails_leaves_its_row_out_and_is_named(cohort: Path, tmp_path: Path) -> None:
+    arms = [{"name": "calm", "width": 1}, {"name": "wild", "width": 1, "lr": 1e30}]
+    code, data = run(cohort, tmp_path / "study", small_study(tmp_path, arms=arms), "--bootstrap", "100")
+    assert code == 1
+    result = data["result"]
+    assert {line["arm"] for line in result["lines"]} == {"calm", "more frequent class"}
+    assert len(result["failed"]) == 2
+    assert all("wild" in run_ for run_ in result["failed"])
+    assert "the same command tries them again" in data["error"]
+    assert "Runs that failed" in (tmp_path / "study" / "report.html").read_text()
+
+
+def test_finetuned_run_starts_from_the_federated_model(cohort: Path, tmp_path: Path) -> None:
+    arms = [{"name": "one", "width": 1}]
+    study = small_study(tmp_path, arms=arms, protocols=["federated", "local", "finetuned", "centralised"])
+    code, data = run(cohort, tmp_path / "study", study, "--bootstrap", "100")
+    assert code == 0
+    base = tmp_path / "study" / "runs" / "one"
+    shared = json.loads((base / "federated/seed-1234/fold-1/model/config.json").read_text())
+    own = RunFolder(base / "finetuned/seed-1234/fold-1/henan").read()
+    assert own.initial_digest == shared["digest"]
+    assert list(own.sites) == ["henan"]
+    assert list(RunFolder(base / "centralised/seed-1234/fold-1").read().sites) == ["pooled"]
+    gains = data["result"]["gains"]
+    assert {gain["site"] for gain in gains} == {"all", "henan", "ningxia", "zhengzhou"}
+    assert all(set(gain["lines"]) == {"federated", "local", "finetuned", "centralised"} for gain in gains)
+    assert "What each hospital gained" in (tmp_path / "study" / "report.html").read_text()
+
+
+def test_dry_run_lists_the_runs_and_leaves_nothing(cohort: Path, tmp_path: Path) -> None:
+    code, data = run(cohort, tmp_path / "study", small_study(tmp_path), "--dry-run")
+    assert code == 0
+    assert [(line["arm"], line["fold"]) for line in data["runs"]] == [
+        ("one", "fold-1"),
+        ("two", "fold-1"),
+        ("one", "fold-2"),
+        ("two", "fold-2"),
+    ]
+    assert not (tmp_path / "study").exists()
+
+
+def test_study_without_patients_and_foreign_folders_are_refused(cohort: Path, tmp_path: Path) -> None:
+    study = small_study(tmp_path)
+    answer = CliRunner().invoke(app, ["simulate", "--study", str(study), "--out", str(tmp_path / "new")])
+    assert answer.exit_code == 2
+    assert "the study names no patients" in answer.stderr
+    code, data = run(cohort, tmp_path, study)
+    assert code == 2
+    assert "is of no study" in data["error"]
+
+
+def test_report_of_a_study_is_written_again(cohort: Path, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    run(cohort, out, small_study(tmp_path, arms=[{"name": "one", "width": 1}]), "--bootstrap", "100")
+    before = (out / "report.html").read_text()
+    (out / "report.html").unlink()
+    answer = CliRunner().invoke(app, ["report", str(out)])
+    assert answer.exit_code == 0
+    assert (out / "report.html").read_text() == before
