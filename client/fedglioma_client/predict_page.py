@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from fedglioma.case import CHANNELS, Modality
+from fedglioma.page import rendered
 from fedglioma_client.predict_pictures import inline
 from fedglioma_client.predict_result import SYNTHETIC, MarkerPrediction, Prediction
 from fedglioma_client.quality_page import TITLES
@@ -46,15 +45,10 @@ def percent(probability: float) -> str:
 
 def render(prediction: Prediction, pictures: Mapping[Modality, bytes]) -> str:
     """Return the page of a prediction with a picture of each sequence."""
-    environment = Environment(
-        loader=PackageLoader("fedglioma_client"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     tumour = prediction.tumour
-    return environment.get_template("prediction.html.j2").render(
+    return rendered(
+        "fedglioma_client",
+        "prediction.html.j2",
         result=prediction,
         network=NETWORKS.get(prediction.model.network, prediction.model.network),
         bars=[

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from fedglioma.data.cache import Record
+from fedglioma.data.patient_grid import PatientGrid, expert_on, tumour_on, write_mask
 from fedglioma.data.prepared import PreparedCase
 from fedglioma.data.volume import Mask
 from fedglioma.metrics.segmentation import dice
@@ -13,7 +14,6 @@ from fedglioma_client.predict_folder import DATA_NAME, MASK_NAME, OVERVIEW_NAME,
 from fedglioma_client.predict_page import render
 from fedglioma_client.predict_pictures import Slices
 from fedglioma_client.predict_result import ExpertComparison, Prediction, TumourPrediction
-from fedglioma_client.predict_space import PatientGrid, expert_on, tumour_on, write_mask
 
 
 def write_tumour(

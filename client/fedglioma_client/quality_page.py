@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from fedglioma.case import CHANNELS, Modality
 from fedglioma.data.prepare import MIN_COVERAGE
 from fedglioma.data.quality import (
@@ -16,6 +14,7 @@ from fedglioma.data.quality import (
     VOLUME_WARN_ML,
     Measures,
 )
+from fedglioma.page import rendered
 from fedglioma_client.pictures import Pictures
 from fedglioma_client.remedies import REMEDIES, ROUTINE, by_reason, needs_a_look
 
@@ -65,16 +64,11 @@ def render(
     report: "SiteQuality", shown: Sequence[tuple["CaseQuality", Pictures]], page: int, pages: int
 ) -> str:
     """Return one page; the first has the summary above its cases."""
-    environment = Environment(
-        loader=PackageLoader("fedglioma_client"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     left_out = {finding.patient for finding in report.exclusions if finding.patient}
     attention = [case for case in report.cases if case.status == "warn"]
-    return environment.get_template("quality.html.j2").render(
+    return rendered(
+        "fedglioma_client",
+        "quality.html.j2",
         report=report,
         cards=[_card(case, pictures, page, number) for number, (case, pictures) in enumerate(shown)],
         page=page,

@@ -30,12 +30,12 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, Literal, Self, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from fedglioma.case import CHANNELS, GENES, Frozen, Modality, Task
+from fedglioma.case import CHANNELS, GENES, Frozen, Task
 from fedglioma.errors import ConfigError, DataError
-from fedglioma.models.blocks import mask_absent
+from fedglioma.models.blocks import Channels, mask_absent
 
 ClassifierName = Literal["resnet50", "densenet121", "senet"]
 SegmenterName = Literal["unet", "segresnet", "swinunetr"]
@@ -113,14 +113,7 @@ class BaselineConfig(Frozen):
     name: ClassifierName | SegmenterName
     width: int = Field(default_factory=lambda known: _default_width(known), ge=1)
     norm: BaselineNorm = "group"
-    channels: tuple[Modality, ...] = CHANNELS
-
-    @field_validator("channels")
-    @classmethod
-    def _known_order(cls, channels: tuple[Modality, ...]) -> tuple[Modality, ...]:
-        if channels != CHANNELS:
-            raise ValueError(f"the order of channels is {', '.join(CHANNELS)}")
-        return channels
+    channels: Channels = CHANNELS
 
     @model_validator(mode="after")
     def _width_divides(self) -> Self:

@@ -5,15 +5,27 @@ that takes one tensor and returns one; no module is called twice in a forward pa
 changed in place. With ``norm="group"`` no layer mixes the cases of a batch.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import AfterValidator
 from torch import Tensor, nn
 
+from fedglioma.case import CHANNELS, Modality
 from fedglioma.errors import DataError
 
 Norm = Literal["group", "batch"]
+
+
+def _in_order(channels: tuple[Modality, ...]) -> tuple[Modality, ...]:
+    if channels != CHANNELS:
+        raise ValueError(f"the order of channels is {', '.join(CHANNELS)}")
+    return channels
+
+
+Channels = Annotated[tuple[Modality, ...], AfterValidator(_in_order)]
+"""The channels of a network's images; there is one order, stored with every network."""
 
 MAX_GROUPS = 8
 MIN_CHANNELS_PER_GROUP = 4

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fedglioma.case import CHANNELS, GENES, Frozen, Gene, Modality
 from fedglioma.errors import ConfigError, DataError
-from fedglioma.models.blocks import Norm, PreActBlock, mask_absent, preact_blocks
+from fedglioma.models.blocks import Channels, Norm, PreActBlock, mask_absent, preact_blocks
 from fedglioma.models.resnet import BasicBlock, ResidualAttention, resnet_stem
 from fedglioma.models.vit import TransformerLayer, VisionTransformer
 
@@ -44,7 +44,7 @@ class MDPNetConfig(Frozen):
     """
 
     width: int = Field(default=16, ge=1)
-    channels: tuple[Modality, ...] = CHANNELS
+    channels: Channels = CHANNELS
     path2: tuple[Modality, ...] = (Modality.T2, Modality.FLAIR)
     attention: Attention = "vit+rda"
     guide: tuple[Gene, ...] = GUIDES
@@ -82,13 +82,6 @@ class MDPNetConfig(Frozen):
                 attn_drop=0.1,
             )
         raise ConfigError(f"mdpnet: preset {name!r} is unknown: choose recommended or reference")
-
-    @field_validator("channels")
-    @classmethod
-    def _known_order(cls, channels: tuple[Modality, ...]) -> tuple[Modality, ...]:
-        if channels != CHANNELS:
-            raise ValueError(f"the order of channels is {', '.join(CHANNELS)}")
-        return channels
 
     @field_validator("path2", "guide")
     @classmethod

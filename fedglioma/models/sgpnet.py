@@ -13,12 +13,12 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from fedglioma.case import CHANNELS, Frozen, Modality, Task
+from fedglioma.case import CHANNELS, Frozen, Task
 from fedglioma.errors import DataError
-from fedglioma.models.blocks import mask_absent
+from fedglioma.models.blocks import Channels, mask_absent
 
 STRIDE = 16
 MIN_CROP = 32
@@ -46,18 +46,11 @@ class SGPNetConfig(Frozen):
     """
 
     width: int = Field(default=8, ge=1)
-    channels: tuple[Modality, ...] = CHANNELS
+    channels: Channels = CHANNELS
     targets: LearnedTargets = "both"
     head_1x1: Shortcut = "shortcut"
     block_drop: float = Field(default=0.3, ge=0, lt=1)
     head_drop: float = Field(default=0.5, ge=0, lt=1)
-
-    @field_validator("channels")
-    @classmethod
-    def _known_order(cls, channels: tuple[Modality, ...]) -> tuple[Modality, ...]:
-        if channels != CHANNELS:
-            raise ValueError(f"the order of channels is {', '.join(CHANNELS)}")
-        return channels
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv3d:

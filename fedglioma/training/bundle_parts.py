@@ -19,6 +19,7 @@ from fedglioma.config.run import RunConfig
 from fedglioma.data.cache import Cache
 from fedglioma.data.dataset import CaseDataset
 from fedglioma.data.layout import find_patients
+from fedglioma.data.patient_grid import PatientGrid
 from fedglioma.data.prepare import PIPELINE_VERSION, NonePrepared, PrepareSettings, prepare_cases
 from fedglioma.data.smallfile import read_small
 from fedglioma.data.standardize import on_scale
@@ -199,9 +200,10 @@ class Prepare:
         self.cache = Cache(Path(cache_dir))
 
     def __call__(self, item: Mapping[str, str]) -> dict[str, Any]:
-        """Return ``id``, ``modalities``, ``image`` (4, D, H, W), ``present`` (4,), ``affine`` (4, 4).
+        """Return ``id``, ``modalities``, ``image`` (4, D, H, W), ``present`` (4,), ``affine`` and ``grid``.
 
-        ``affine`` maps the image's voxel index to RAS mm of the sequence that the others were laid over.
+        ``affine`` maps the image's voxel index to RAS mm of the sequence that the others were laid over, and
+        ``grid`` is that sequence's own, on which an outline is written.
 
         Raises
         ------
@@ -226,6 +228,7 @@ class Prepare:
             "image": sample.image,
             "present": sample.present,
             "affine": _of_crop(np.array(record.affine), whole, sample.image.shape[1:]),
+            "grid": PatientGrid.of(case, record),
             "remarks": [remark.message for remark in record.remarks],
         }
 

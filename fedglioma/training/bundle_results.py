@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fedglioma.case import GENES, Task
-from fedglioma.data.mask_file import write_mask
+from fedglioma.data.patient_grid import tumour_on, write_mask
+from fedglioma.data.volume import FloatArray
 from fedglioma.errors import DataError
 from fedglioma.newfile import PRIVATE, replacing
 from fedglioma.training.bundle_parts import ID, REFUSED, BundleNetwork, Inferer
@@ -31,7 +31,6 @@ COLUMNS: Final = (
     "outline",
     REFUSED,
 )
-_MM3_PER_ML: Final = 1000
 
 Item = dict[str, Any]
 
@@ -39,8 +38,7 @@ Item = dict[str, Any]
 class Save:
     """MONAI transform: an item with its answer ``pred`` -> its row; the outline goes to ``output_dir``.
 
-    The outline lies on the voxels that the network saw, in the millimetres of the sequence that the others
-    were laid over, so that it fits that image in every viewer.
+    The outline lies on the voxels of the sequence that the others were laid over, as its file has them.
     """
 
     def __init__(self, network: BundleNetwork, output_dir: str | Path) -> None:
@@ -67,16 +65,16 @@ class Save:
         for number, gene in enumerate(self.settings.genes):
             row[f"p_{gene.value}"] = float(ones[2 * number + 1])
         if outlines:
-            row |= self._outlined(item, (pred[1] > pred[0]).numpy())
+            row |= self._outlined(item, pred[1].numpy())
         return {**row, "remarks": list(item["remarks"])}
 
-    def _outlined(self, item: Mapping[str, Any], tumour: Any) -> Item:
-        affine = item["affine"]
+    def _outlined(self, item: Mapping[str, Any], probability: FloatArray) -> Item:
+        grid = item["grid"]
+        tumour = tumour_on(grid, probability, item["affine"])
         name = f"{self._free(str(item[ID]))}_seg.nii.gz"
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_mask(self.folder / name, tumour, affine)
-        voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / _MM3_PER_ML
-        return {"tumour_ml": round(float(tumour.sum()) * voxel_ml, 4), "outline": name}
+        write_mask(self.folder / name, tumour, grid)
+        return {"tumour_ml": round(float(tumour.sum()) * grid.voxel_ml, 4), "outline": name}
 
     def _free(self, name: str) -> str:
         """Return an id as part of a file's name, a number behind it where another case has it already."""

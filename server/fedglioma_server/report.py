@@ -6,10 +6,9 @@ A folder whose run is still going, was interrupted or has no evaluation gets a r
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from fedglioma.case import CLASS_TITLES, GENE_TITLES
 from fedglioma.metrics.tables import Evaluation
+from fedglioma.page import rendered
 from fedglioma_server import report_linkage as duplicates
 from fedglioma_server import report_run as tables
 from fedglioma_server import report_scale as intensities
@@ -52,14 +51,9 @@ def render(saved: Saved) -> tuple[str, dict[str, Sequence[Drawing]]]:
     if saved.evaluation is not None:
         roc = roc_figures(saved.evaluation.overall, saved.predictions, saved.evaluation.split, stamp)
     survival = survival_section(saved.survival, stamp)
-    environment = Environment(
-        loader=PackageLoader("fedglioma_server"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("report.html.j2").render(
+    html = rendered(
+        "fedglioma_server",
+        "report.html.j2",
         run=saved.run,
         synthetic=saved.synthetic,
         begun=words.moment(saved.run.created),

@@ -5,9 +5,8 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from fedglioma.case import TASK_TITLES, Task
+from fedglioma.page import rendered
 from fedglioma_server import figures
 from fedglioma_server import report_text as words
 from fedglioma_server.figures import Interval
@@ -43,14 +42,9 @@ def write_study_report(folder: Path) -> Path:
     """
     result = read_json(folder / RESULTS, StudyResult)
     drawn = _drawings(result)
-    environment = Environment(
-        loader=PackageLoader("fedglioma_server"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("study.html.j2").render(
+    page = rendered(
+        "fedglioma_server",
+        "study.html.j2",
         result=result,
         facts=_facts(result),
         tables=[*_main_tables(result), *_gain_tables(result)],

@@ -23,10 +23,10 @@ from fedglioma.data.cache import Record
 from fedglioma.data.harmonize import RAS_TO_LPS, to_sitk
 from fedglioma.data.masks import drawing_over_reference
 from fedglioma.data.volume import Affine, FloatArray, Mask, Volume, VolumeError, is_compressed, voxel_sizes
-from fedglioma.metrics.predictions import THRESHOLD
 from fedglioma.newfile import PRIVATE, replacing
 
 MM3_PER_ML: Final = 1000
+THRESHOLD: Final = 0.5
 _SAME_MM: Final = 1e-2
 _NIFTI_1_BYTES: Final = 348
 _NIFTI_2_BYTES: Final = 540

@@ -18,6 +18,7 @@ from fedglioma.data.cache import Cache, Placed
 from fedglioma.data.cohort import read_cohort
 from fedglioma.data.dataset import CaseDataset
 from fedglioma.data.dicom_write import PROTOCOLS, write_series
+from fedglioma.data.patient_grid import PatientGrid, tumour_on, write_mask
 from fedglioma.data.prepare import Prepared, PrepareSettings, prepare_cases
 from fedglioma.data.volume import Volume, VolumeError
 from fedglioma.losses.segmentation import SegmentationLoss
@@ -25,7 +26,6 @@ from fedglioma.training.learner import Learner
 from fedglioma_client.predict_case import read_case
 from fedglioma_client.predict_model import ModelIdentity, Predictor
 from fedglioma_client.predict_result import TumourPrediction
-from fedglioma_client.predict_space import PatientGrid, tumour_on, write_mask
 from fedglioma_client.predict_write import write_tumour
 from tests.predict_fixture import (
     RADIUS_MM,
