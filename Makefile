@@ -1,6 +1,6 @@
 # make demo   a simulated three-hospital federation on synthetic patients, and its report
 # make federation-demo   one server and three hospitals as processes over TLS on this computer
-# make test   the tests
+# make test   the tests, on up to four cores; make test WORKERS=0 in one process
 # make check  what .ci/run checks before the tests: format, lint, import rules, types
 
 PYTHON ?= python3
@@ -8,6 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
 FEDERATION_DEMO ?= runs/federation-demo
+WORKERS ?= logical
 REAL_DATA := $(realpath ../shared/data)
 
 # Idle OpenMP threads would spin and starve whatever else runs on a small machine.
@@ -38,7 +39,8 @@ federation-demo: $(VENV)/.installed
 	FEDGLIOMA_BIN=$(BIN) deploy/federation-demo.sh $(FEDERATION_DEMO)
 
 test: $(VENV)/.installed-dev
-	$(if $(REAL_DATA),FEDGLIOMA_REAL_DATA='$(REAL_DATA)') $(BIN)/python -m pytest -m 'not gpu'
+	OMP_NUM_THREADS=1 $(if $(REAL_DATA),FEDGLIOMA_REAL_DATA='$(REAL_DATA)') \
+		$(BIN)/python -m pytest -m 'not gpu' -n $(WORKERS) --maxprocesses 4
 
 check: lint types
 

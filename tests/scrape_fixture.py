@@ -1,6 +1,5 @@
 """Metrics as Prometheus would see them: the text of a registry, read by Prometheus' own parser."""
 
-import socket
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,14 +9,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from fedglioma.scrape import serve
+from tests.ports import free_port
 
 
 @contextmanager
 def served(registry: CollectorRegistry) -> Iterator[int]:
     """Serve a registry on a free port of this computer, and give the port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = free_port()
     close = serve(registry, port=port)
     try:
         yield port

@@ -27,7 +27,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from fedglioma.nodekey import public_bytes
 from fedglioma_server.runfolder import RunFolder
 from tests.cli_fixture import plain_environment
-from tests.federation_processes import free_port
+from tests.ports import free_port
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 BIN = Path(sys.executable).parent
@@ -137,6 +137,7 @@ def test_site_joins_and_finishes_a_run_through_the_pass_through(tmp_path: Path) 
     start += ["--address", HOST, "--port", str(inside), "--out", tmp_path / "run"]
     start += ["--rounds", "2", "--width", "1", "--crop", "16", "--spacing-mm", "8", "--batch-size", "4"]
     start += ["--quorum", "1", "--selection", "0", "--report", "0", "--bootstrap", "100"]
+    start += ["--no-bias-correction"]
     join = [BIN / "fedglioma-client", "--site", "ningxia", "--config-dir", kit, "--once"]
     shipped = {"server 127.0.0.1:8443 ": f"server {HOST}:{inside} "}
     with ExitStack() as open_things:

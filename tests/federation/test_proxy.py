@@ -16,6 +16,7 @@ from fedglioma_server.link import Address, serving
 from fedglioma_server.members import Members
 from fedglioma_server.provision_request import Request
 from fedglioma_server.run_provision import provision
+from tests.ports import free_port
 
 pytestmark = pytest.mark.flower
 
@@ -105,11 +106,9 @@ def test_a_knock_goes_through_the_proxy_and_tls_stays_whole(consortium, monkeypa
 
 
 def test_a_proxy_that_is_not_there_is_named(consortium, monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        free = taken.getsockname()[1]
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setitem(os.environ, "HTTPS_PROXY", f"http://localhost:{free}")
+    monkeypatch.setitem(os.environ, "HTTPS_PROXY", f"http://localhost:{free_port()}")
     found = knock(settings(consortium, 1))
     assert found.door is Door.AWAY
     assert "does not answer through the proxy localhost" in found.detail

@@ -121,7 +121,7 @@ REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
 def test_connection_that_brings_no_whole_request_is_closed(monkeypatch):
-    monkeypatch.setattr(link, "HEADERS_S", 0.3)
+    monkeypatch.setattr(link, "HEADERS_S", 1.5)
     with serving(closed, Address("127.0.0.1", 0)) as port, ExitStack() as opened:
         silent, half, second = (
             opened.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5)) for _ in range(3)
@@ -134,17 +134,17 @@ def test_connection_that_brings_no_whole_request_is_closed(monkeypatch):
 
 
 def test_request_that_takes_its_time_is_answered(monkeypatch):
-    monkeypatch.setattr(link, "HEADERS_S", 0.1)
+    monkeypatch.setattr(link, "HEADERS_S", 0.5)
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:
         while (await receive()).get("more_body"):
             pass
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.6)
         await closed(scope, receive, send)
 
     def body() -> Iterator[bytes]:
         for _ in range(4):
-            time.sleep(0.05)
+            time.sleep(0.2)
             yield b"part"
 
     with serving(slow, Address("127.0.0.1", 0)) as port, httpx.Client() as client:

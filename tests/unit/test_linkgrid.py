@@ -16,7 +16,7 @@ from fedglioma.errors import FedGliomaError
 from fedglioma.wire import STATISTICS
 from fedglioma_server import linkgrid
 from fedglioma_server.evaluation_cohort import EvaluationCohort
-from fedglioma_server.linkgrid import MOST_SENDINGS, POLL_S, LinkGrid
+from fedglioma_server.linkgrid import MOST_SENDINGS, LinkGrid
 from fedglioma_server.runstatus import Stopped
 from fedglioma_server.serve import Server
 from tests.link_fixture import LARGE, FakeNode, Link, content, link, messages, nodes
@@ -73,7 +73,7 @@ def test_every_site_gets_its_message_and_gives_one_answer(made, sites):
 def test_message_arrives_as_it_was_sent(made, sites):
     seen = []
     grid = made.grid(*[lambda site=site: seen.append(site.take()) or site for site in sites])
-    list(grid.send_and_receive(messages(made), timeout=0.1))
+    list(grid.send_and_receive(messages(made), timeout=1))
     assert len(seen) == 3
     for message in seen:
         array = message.content["weights"]["trunk"].numpy()
@@ -196,7 +196,7 @@ def test_deadline_gives_every_site_its_reason(made, sites):
     sites[2].leave()
     began = time.monotonic()
     grid = made.grid(sites[0].take)
-    replies = by_site(made, list(grid.send_and_receive(messages(made), timeout=0.3)))
+    replies = by_site(made, list(grid.send_and_receive(messages(made), timeout=1)))
     assert time.monotonic() - began < 5
     assert reason_of(replies["henan"]) == (
         ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
@@ -210,17 +210,17 @@ def test_deadline_gives_every_site_its_reason(made, sites):
 def test_answer_after_the_deadline_is_refused_and_told(made, sites):
     site, taken = sites[0], []
     grid = made.grid(lambda: taken.append(site.take()))
-    list(grid.send_and_receive(messages(made, ["henan"]), timeout=0.2))
+    list(grid.send_and_receive(messages(made, ["henan"]), timeout=1))
     assert not site.push(site.reply(taken[0]))
     assert made.refused == [("henan", "7", "the reply is late, a duplicate, or to a question never asked")]
     assert len(made.state.spool) == 0
 
 
 def test_round_waits_for_the_grace_after_the_quorum_and_no_longer(made, sites):
-    grid = made.grid(sites[0].work, sites[1].work, sites[2].take, quorum=2, grace_s=0.2)
+    grid = made.grid(sites[0].work, sites[1].work, sites[2].take, quorum=2, grace_s=1)
     began = time.monotonic()
     replies = by_site(made, usable(made, grid))
-    assert 0.2 <= time.monotonic() - began < 10
+    assert 1 <= time.monotonic() - began < 10
     assert reason_of(replies.pop("zhengzhou"))[1] == (
         "no reply before the grace after the quorum (phase: train)"
     )
@@ -351,7 +351,7 @@ def test_phase_of_a_site_is_followed_to_its_answer(made, sites):
         lambda: held.update(reply=site.reply(held["message"])) or site.announce(held["reply"]),
         lambda: seen.append(grid.watch.phases["henan"]),
     )
-    list(grid.send_and_receive(messages(made, ["henan"]), timeout=10 * POLL_S))
+    list(grid.send_and_receive(messages(made, ["henan"]), timeout=1))
     assert seen == ["waiting", "download", "train", "upload"]
     assert grid.watch.phases["henan"] == "missed"
 

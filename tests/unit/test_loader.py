@@ -109,6 +109,9 @@ def test_reading_goes_ahead_but_only_a_little(seven_cases: CaseDataset) -> None:
     batches = eval_batches(dataset, batch_size=1)
     assert dataset.reads == 0
     next(batches)
+    end = time.monotonic() + 10
+    while dataset.reads < 1 + PREFETCH and time.monotonic() < end:
+        time.sleep(0.01)
     time.sleep(0.1)
     assert dataset.reads == 1 + PREFETCH
     batches.close()  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ import torch
 from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
 from torch import nn
 
-from fedglioma.case import CHANNELS, GENES, Task
+from fedglioma.case import CHANNELS, GENES, Modality, Task
 from fedglioma.config.run import RunConfig
 from fedglioma.data.cache import Cache
 from fedglioma.data.cohort import read_cohort
