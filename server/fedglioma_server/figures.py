@@ -6,6 +6,7 @@ and takes the page's font.
 """
 
 import re
+import textwrap
 import warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,8 @@ LINE = 0.2
 """Inches between two lines of a legend or of the numbers at risk."""
 LONGEST = 24
 """Letters of a name that a legend or the numbers at risk show."""
+FOREST_LONGEST = 48
+"""Letters of a row's name in a forest plot."""
 
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -207,8 +210,8 @@ def forest(
 
     ``line`` is drawn from top to bottom: guessing, or no difference.
     """
-    shown = [_short(row.label) for row in rows]
-    left = 0.25 + 0.075 * max((len(label) for label in shown), default=0)
+    shown = [textwrap.shorten(row.label, FOREST_LONGEST, placeholder="...") for row in rows]
+    left = 0.25 + 0.072 * max((len(label) for label in shown), default=0)
     with _figure(left + 3.4, 1.15 + 0.26 * len(rows)) as figure:
         axes = _axes(figure, left=left, right=0.2, bottom=0.5, top=0.55 if subtitle else 0.4)
         _title(figure, title, subtitle, stamp)

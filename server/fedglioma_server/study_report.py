@@ -68,7 +68,14 @@ def _facts(result: StudyResult) -> dict[str, str]:
         "Division": divisions_text(result),
         "Runs": words.integer(result.runs) + (f", {len(result.failed)} failed" if result.failed else ""),
         "Size": result.size,
-        "Compared with": result.reference[0],
+        "Compared with": next(
+            (
+                row_title(line, result)
+                for line in result.lines
+                if (line.arm, line.protocol) == result.reference
+            ),
+            result.reference[0],
+        ),
         "Finished": words.moment(result.created),
     }
 

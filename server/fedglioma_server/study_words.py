@@ -34,10 +34,12 @@ def measure_title(name: str) -> str:
 
 
 def row_title(line: Line, result: StudyResult) -> str:
-    """Return a row's name, with its protocol where the study has several."""
-    several = len({other.protocol for other in result.lines if other.protocol}) > 1
-    if not line.protocol or not several:
+    """Return a row's name: its arm, its protocol where the study has several, or both."""
+    trained = [other for other in result.lines if other.protocol]
+    if not line.protocol or len({other.protocol for other in trained}) == 1:
         return line.arm
+    if len({other.arm for other in trained}) == 1:
+        return PROTOCOL_TITLES[line.protocol]
     return f"{line.arm}, {PROTOCOL_TITLES[line.protocol]}"
 
 
