@@ -4,8 +4,9 @@
     python benchmarks/step.py --model sgpnet --crop 64
 
 Prints, per way of running it, the median seconds of a step (forward, backward, Adam) over several steps after
-two that do not count, the ratio to the baseline of the same process, the peak memory, and the last losses of
-the same steps from the same weights on the same made-up images, so that a way that is fast and wrong shows.
+two that do not count, the ratio to the baseline of the same process, the peak memory, and the losses of the
+same steps from the same weights on the same made-up images, so that a way that is fast and wrong shows. On a
+processor the seconds are those of all its cores together (CPU seconds), which other work does not lengthen.
 The floor is what the arithmetic alone would take at the speed of the largest matrix product that this
 machine manages in the same run, in that type of numbers.
 """
@@ -108,10 +109,11 @@ def measure(
     optimizer = torch.optim.Adam(groups, lr=settings.lr)
     precision = Precision.of(way.precision, device)  # type: ignore[arg-type]
     seconds, losses = [], []
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
     torch.manual_seed(0)
     with peak_memory(device) as peak:
         for batch in batches(settings, WARM_UP + steps):
-            started = time.perf_counter()
+            started = clock()
             summary = fit_epoch(
                 objective,
                 learner.tasks,
@@ -122,7 +124,7 @@ def measure(
             )
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - started)
+            seconds.append(clock() - started)
             losses.append(summary.loss or 0.0)
     return {"seconds": statistics.median(seconds[WARM_UP:]), "gib": peak["gib"], "losses": losses}
 
@@ -144,12 +146,13 @@ def speed(device: torch.device, dtype: torch.dtype) -> float:
     edge = 8192 if device.type == "cuda" else 2048
     one, other = (torch.randn(edge, edge, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
     for _ in range(4):
-        started = time.perf_counter()
+        started = clock()
         one @ other
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - started)
+        best = min(best, clock() - started)
     return 2 * edge**3 / best
 
 

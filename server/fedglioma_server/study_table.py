@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 from pydantic import Field
 
 from fedglioma.case import Frozen, Task
@@ -122,9 +123,9 @@ def table_of(
                     permutations=PERMUTATIONS_PER_RESAMPLE * resamples - 1,
                 )
                 compared[row] = comparison
-            cases = len(table.rows.patients)
-            if table.rows.labels is not None:
-                cases = int((table.rows.labels >= 0).sum())
+            labels = table.rows.labels
+            measured = ~np.isnan(values).all(axis=1) if labels is None else labels >= 0
+            cases = int(np.count_nonzero(measured))
             entries[row][measure] = Entry(value=value, comparison=comparison, cases=cases)
         adjusted = holm([comparison.p for comparison in compared.values()])
         for row, p in zip(compared, adjusted, strict=True):
