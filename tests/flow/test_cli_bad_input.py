@@ -91,7 +91,7 @@ def test_command_that_does_not_exist_ends_with_2() -> None:
         (["--lr", "0"], "lr: 0.0 is not allowed"),
         (["--lr", "nan"], "lr: nan is not allowed"),
         (["--lr", "1e999"], "lr: inf is not allowed"),
-        (["--width", "65"], "width: 65 is not allowed"),
+        (["--width", "97"], "width: 97 is not allowed"),
         (["--crop", "8"], "crop: 8 is not allowed"),
         (["--spacing-mm", "0.1"], "spacing_mm: 0.1 is not allowed"),
         (["--seed", "-1"], "seed: -1 is not allowed"),
