@@ -8,7 +8,8 @@ from fedglioma.config.run import RunConfig
 from fedglioma.metrics.tables import Evaluation
 from fedglioma.training.bundle_parts import channel_titles
 from fedglioma_server.card import intended_use
-from fedglioma_server.card_words import TITLES, reading_text, what_it_reads
+from fedglioma_server.card_words import reading_text
+from fedglioma_server.network_words import TITLES, what_it_reads
 from fedglioma_server.report_text import MODALITY_TITLES
 
 SCHEMA: Final = (

@@ -13,6 +13,7 @@ from fedglioma.metrics.tables import Evaluation
 from fedglioma_server import card_tables as tables
 from fedglioma_server import card_words as words
 from fedglioma_server.card_tables import plain
+from fedglioma_server.network_words import what_it_reads
 from fedglioma_server.records import RoundRecord, RunRecord, write_text
 from fedglioma_server.report_headline import SIMULATED
 from fedglioma_server.report_text import listing
@@ -130,7 +131,7 @@ def intended_use(settings: RunConfig) -> str:
     """Return who may use the model for what."""
     return (
         f"Research on adults with a diffuse glioma, imaged before surgery: a network that "
-        f"{words.what_it_reads(settings)}, to be studied, compared or trained on, on data whose holders "
+        f"{what_it_reads(settings)}, to be studied, compared or trained on, on data whose holders "
         "agree. It is not for decisions about a patient, not for screening, and not for other diseases: it "
         "gives an answer for any brain."
     )

@@ -2,25 +2,15 @@
 
 from collections.abc import Sequence
 
-from fedglioma.case import CHANNELS, CLASS_TITLES, GENE_TITLES, Task
+from fedglioma.case import CHANNELS, CLASS_TITLES, Task
 from fedglioma.config.run import RunConfig
 from fedglioma.data.prepare import WHOLE_HEAD_MM, PrepareSettings
 from fedglioma.training.inference import Reader
 from fedglioma_server.card_tables import plain
+from fedglioma_server.network_words import TITLES, what_it_reads
 from fedglioma_server.records import RoundRecord, RunRecord
 from fedglioma_server.report_headline import STRATEGY_TITLES
-from fedglioma_server.report_text import listing
 
-TITLES: dict[str, str] = {
-    "mdpnet": "MDPNet",
-    "sgpnet": "SGPNet",
-    "resnet50": "3D ResNet50",
-    "densenet121": "3D DenseNet121",
-    "senet": "3D SE-ResNet50",
-    "unet": "residual 3D U-Net",
-    "segresnet": "SegResNet",
-    "swinunetr": "Swin-UNETR",
-}
 FORMS: dict[str, str] = {
     "mdpnet": "two paths that exchange what they saw, a transformer and gated residual blocks, and a 1p/19q "
     "head that is told what the others say",
@@ -39,16 +29,6 @@ TARGETS: dict[str, str] = {
     "random": " As a control, it learned masks of noise instead of outlines (`targets` random): what it "
     "outlines means nothing.",
 }
-
-
-def what_it_reads(settings: RunConfig) -> str:
-    """Return the tasks in words: ``reads IDH, ATRX and 1p/19q status``."""
-    parts = []
-    if settings.genes:
-        parts.append(f"reads {listing([GENE_TITLES[gene] for gene in settings.genes])} status")
-    if Task.SEGMENTATION in settings.tasks:
-        parts.append("outlines the whole tumour")
-    return " and ".join(parts)
 
 
 def network_text(record: RunRecord) -> str:

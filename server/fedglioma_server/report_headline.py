@@ -7,10 +7,10 @@ from fedglioma.metrics.genotype import GeneMetrics
 from fedglioma.metrics.tables import Evaluation
 from fedglioma_server import report_linkage as duplicates
 from fedglioma_server import report_text as words
+from fedglioma_server.network_words import TITLES, what_it_reads
 from fedglioma_server.report_saved import Saved
 
 SIMULATED = frozenset({"inline", "ray", "processes"})
-MODEL_TITLES = {"mdpnet": "MDPNet"}
 STRATEGY_TITLES = {
     "fedavg": "federated averaging",
     "fedprox": "federated averaging with a proximal term",
@@ -49,8 +49,8 @@ def summary(saved: Saved) -> str:
     """Return what was trained on what, by whom, and tested on whom."""
     run = saved.run
     sites = sorted({*run.splits, *run.sites})
-    name = MODEL_TITLES[run.settings.model]
-    parts = [f"{name}, a network that reads IDH, ATRX and 1p/19q status from brain MRI,"]
+    name = TITLES[run.settings.model]
+    parts = [f"{name}, a network that {what_it_reads(run.settings)} from brain MRI,"]
     parts.append("was trained in a simulation of" if run.engine in SIMULATED else "was trained at")
     if sites:
         parts.append(
@@ -137,10 +137,11 @@ def facts(saved: Saved) -> dict[str, str]:
     run = saved.run
     moved = sum(s.bytes_up + s.bytes_down for record in saved.rounds for s in record.sites.values())
     spent = sum(sum(record.seconds.values()) for record in saved.rounds)
+    early = run.status == "completed" and saved.done < run.settings.rounds
     named = {
         "Data": words.listing(run.cohorts) or words.DASH,
         "Hospitals": words.integer(len({*run.splits, *run.sites})),
-        "Rounds": f"{saved.done} of {run.settings.rounds}",
+        "Rounds": f"{saved.done} of {run.settings.rounds}{', ended early' if early else ''}",
         "Time for the rounds": words.duration(spent),
         "Sent and received in all": words.size(moved),
     }

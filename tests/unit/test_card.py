@@ -12,7 +12,8 @@ from fedglioma.config.run import MODEL_NAMES, RunConfig
 from fedglioma.metrics.bootstrap import Measure
 from fedglioma_server.card import card_text, limits, write_card
 from fedglioma_server.card_tables import measure_text, never_seen, results_text, sites_text
-from fedglioma_server.card_words import FORMS, TITLES
+from fedglioma_server.card_words import FORMS
+from fedglioma_server.network_words import TITLES
 from fedglioma_server.records import RoundRecord
 from tests.release_fixture import CHOSEN, SMALL, evaluation_of, run_record, site_data, small_settings
 
