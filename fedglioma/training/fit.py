@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from fedglioma.training.precision import Precision
 
 LOOK_EVERY = 32
 """Steps on a GPU between looks at the loss: each look waits until the GPU has caught up."""
+
+LEAST_SCALE = 1.0
+"""Gradients that overflow in float16 without being scaled up are no matter of scale."""
 
 
 @dataclass
@@ -167,6 +171,14 @@ def fit_epoch(
     return run.summary
 
 
+class _Losses(NamedTuple):
+    """What a batch gave, still on the device: what was minimised, the sum over cases, sums per task."""
+
+    objective: Tensor
+    value: Tensor
+    by_task: Tensor
+
+
 @dataclass
 class _Epoch:
     """What a step needs, and sums that are read from the device only now and then."""
@@ -180,22 +192,46 @@ class _Epoch:
     penalty: Callable[[], Tensor] | None
     share: Share
     summary: FitSummary
-    unread: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    unread: list[_Losses] = field(default_factory=list)
 
     def step(self, batches: Sequence[Sample]) -> None:
-        """Move the weights once, by the gradients of the batches taken together."""
+        """Move the weights once, by the gradients of the batches taken together.
+
+        Where scaled gradients overflow, again with a smaller scale: a round may have few steps to lose.
+        """
+        shares = [self.share.of(batch) for batch in batches]
         total = sum(len(batch.genotype) for batch in batches)
-        self.optimizer.zero_grad(set_to_none=True)
-        for number, batch in enumerate(batches):
-            last = number == len(batches) - 1
-            self._backward(self.share.of(batch), total, self.penalty if last else None)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        losses = self._moved(shares, total)
+        while losses is None:
+            losses = self._moved(shares, total)
+        self.unread += losses
         self.summary.steps += 1
+        self.summary.cases += sum(len(share.genotype) for share in shares)
         if len(self.unread) >= (1 if self.precision.device.type == "cpu" else LOOK_EVERY):
             self.look()
 
-    def _backward(self, batch: Sample, total: int, penalty: Callable[[], Tensor] | None) -> None:
+    def _moved(self, batches: Sequence[Sample], total: int) -> list[_Losses] | None:
+        """Return the losses once the weights moved, None where scaled gradients overflowed."""
+        self.optimizer.zero_grad(set_to_none=True)
+        last = len(batches) - 1
+        losses = [
+            self._backward(batch, total, self.penalty if number == last else None)
+            for number, batch in enumerate(batches)
+        ]
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.scaler.get_scale() >= scale:
+            return losses
+        self._require_finite(losses)
+        if scale < LEAST_SCALE:
+            raise FedGliomaError(
+                f"training diverged: gradients too large for float16 in step {self.summary.steps + 1}; lower "
+                "the learning rate, or choose precision float32"
+            )
+        return None
+
+    def _backward(self, batch: Sample, total: int, penalty: Callable[[], Tensor] | None) -> _Losses:
         device = self.precision.device
         image, present, genotype = (
             tensor.to(device, non_blocking=True) for tensor in (batch.image, batch.present, batch.genotype)
@@ -211,18 +247,20 @@ class _Epoch:
             objective = objective + penalty()
         self.scaler.scale(objective).backward()
         known = known_targets(self.tasks, genotype, mask)
-        self.unread.append((objective.detach(), value.detach(), torch.stack((per_task.sum(0), known.sum(0)))))
-        self.summary.cases += len(genotype)
+        return _Losses(objective.detach(), value.detach(), torch.stack((per_task.sum(0), known.sum(0))))
+
+    def _require_finite(self, losses: Sequence[_Losses]) -> None:
+        for objective, _, _ in losses:
+            if not torch.isfinite(objective):
+                raise FedGliomaError(
+                    f"training diverged: the loss became {float(objective)} at or before step "
+                    f"{self.summary.steps}; lower the learning rate"
+                )
 
     def look(self) -> None:
         """Take the losses of the last steps from the device, and stop where one is not finite."""
-        for objective, value, sums in self.unread:
-            number = float(objective)
-            if not torch.isfinite(objective):
-                raise FedGliomaError(
-                    f"training diverged: the loss became {number} at or before step {self.summary.steps}; "
-                    "lower the learning rate"
-                )
+        self._require_finite(self.unread)
+        for _, value, sums in self.unread:
             self.summary.loss_sum += float(value)
             losses, known = sums.tolist()
             for column, task in enumerate(self.tasks):

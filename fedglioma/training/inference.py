@@ -69,17 +69,18 @@ _EIGHT = tuple(product((False, True), repeat=3))
 def _by_windows(model: nn.Module, image: Tensor, present: Tensor, edge: int) -> Outputs:
     infer = _sliding_window()
     told: list[Outputs] = []
+    told_of_air: list[Outputs] = []
 
     def of_window(window: Tensor) -> Tensor:
         outputs = cast(Outputs, model(window, present.expand(len(window), -1)))
-        if bool((window != 0).any()):  # air says nothing of a genotype
-            told.append({gene.value: outputs[gene.value] for gene in GENES if gene.value in outputs})
+        answers: Outputs = {gene.value: outputs[gene.value] for gene in GENES if gene.value in outputs}
+        (told if bool((window != 0).any()) else told_of_air).append(answers)
         found = outputs.get(Task.SEGMENTATION)
         # Every window must give a map; one of zeros where the network draws none.
         return window.new_zeros((len(window), 2, *window.shape[2:])) if found is None else found.softmax(1)
 
     maps = infer(image, (edge,) * 3, 1, of_window, overlap=OVERLAP, mode="gaussian")
-    outputs = _mean(told) if told else {}
+    outputs = _mean(told or told_of_air)  # air says nothing of a genotype
     if bool(maps.any()):
         outputs[Task.SEGMENTATION] = _logits(maps)
     return outputs

@@ -23,15 +23,21 @@ class Precision:
     def of(cls, name: PrecisionName, device: torch.device) -> "Precision":
         """Return what a name means on a device.
 
-        ``auto`` is bfloat16 on a GPU that computes in it, float16 on an older GPU, float32 on a processor:
-        most processors only emulate the short types.
+        ``auto`` is bfloat16 on a GPU that computes in it, float16 on an older GPU, float32 on a processor.
 
         Raises
         ------
         ConfigError
-            The device cannot compute in them.
+            The device cannot compute in them, or not rightly.
         """
         if name != "auto":
+            if device.type == "cpu" and name != "float32":
+                # oneDNN 3.12 gives the weights of convolutions over a few voxels gradients from memory that
+                # it never wrote, and writes outside its own; without it they take longer than in float32.
+                raise ConfigError(
+                    f"precision: {name}: a processor's short numbers give wrong gradients; choose auto or "
+                    "float32, or train on a GPU"
+                )
             if device.type == "cuda" and name == "bfloat16" and not _has_bfloat16(device):
                 owner = torch.cuda.get_device_name(device)
                 raise ConfigError(f"precision: bfloat16: {owner} has none; choose auto or float16")

@@ -1,9 +1,10 @@
 """How a network is run: layout in memory, activations kept or computed twice, compiled, repeatable."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from fedglioma.errors import ConfigError
 from fedglioma.training.learner import Objective
+
+_BatchNorm = nn.modules.batchnorm._BatchNorm
+_COUNTER = "num_batches_tracked"
 
 
 def tuned(
@@ -39,11 +43,33 @@ def tuned(
         if not blocks:
             raise ConfigError("checkpointing: this network has no blocks for it; switch it off")
         for block in blocks:
+            # A compiled block does not run twice as Python, so nothing has to be kept from happening twice.
+            once = {} if compiled else _norms_once(block)
             # On the instance: a wrapping module would rename the parameters, which are exchanged by name.
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, **once)
     if compiled:
         objective.compile()
     return objective
+
+
+def _norms_once(block: nn.Module) -> dict[str, Any]:
+    """Return what keeps a block's running statistics from taking in the same batch twice."""
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+    return {"context_fn": lambda: (nullcontext(), _statistics_kept(norms))} if norms else {}
+
+
+@contextmanager
+def _statistics_kept(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    before = [(norm, norm.momentum, norm.get_buffer(_COUNTER).clone()) for norm in norms]
+    # A weight of 0 for the batch: statistics that are not tracked would not be kept for the backward pass.
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum, batches in before:
+            norm.momentum = momentum
+            norm.get_buffer(_COUNTER).copy_(batches)
 
 
 @contextmanager

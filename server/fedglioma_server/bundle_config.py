@@ -9,7 +9,7 @@ from fedglioma.metrics.tables import Evaluation
 from fedglioma.training.bundle_parts import channel_titles
 from fedglioma_server.card import intended_use
 from fedglioma_server.card_words import reading_text
-from fedglioma_server.report_headline import MODEL_TITLES, what_it_reads
+from fedglioma_server.network_words import TITLES, what_it_reads
 from fedglioma_server.report_text import MODALITY_TITLES
 
 SCHEMA: Final = (
@@ -113,7 +113,7 @@ def metadata(
         The held-out result; without it ``eval_metrics`` is empty.
     """
     run, warning = str(config["run_id"]), " Trained on made-up patients." if config["synthetic"] else ""
-    title = MODEL_TITLES[settings.model]
+    title = TITLES[settings.model]
     return {
         "schema": SCHEMA,
         "version": bundle_version,

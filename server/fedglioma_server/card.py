@@ -13,6 +13,7 @@ from fedglioma.metrics.tables import Evaluation
 from fedglioma_server import card_tables as tables
 from fedglioma_server import card_words as words
 from fedglioma_server.card_tables import plain
+from fedglioma_server.network_words import what_it_reads
 from fedglioma_server.records import RoundRecord, RunRecord, write_text
 from fedglioma_server.report_headline import SIMULATED, what_it_reads
 from fedglioma_server.report_text import listing

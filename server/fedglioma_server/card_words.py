@@ -7,8 +7,9 @@ from fedglioma.config.run import RunConfig
 from fedglioma.data.prepare import WHOLE_HEAD_MM, PrepareSettings
 from fedglioma.training.inference import Reader
 from fedglioma_server.card_tables import plain
+from fedglioma_server.network_words import TITLES, what_it_reads
 from fedglioma_server.records import RoundRecord, RunRecord
-from fedglioma_server.report_headline import MODEL_TITLES, STRATEGY_TITLES, what_it_reads
+from fedglioma_server.report_headline import STRATEGY_TITLES
 
 FORMS: dict[str, str] = {
     "mdpnet": "two paths that exchange what they saw, a transformer and gated residual blocks, and a 1p/19q "
@@ -39,7 +40,7 @@ def network_text(record: RunRecord) -> str:
     if settings.model == "mdpnet":
         switches += [f"{name} {getattr(settings, name)}" for name in ("path2", "attention", "guide")]
     return (
-        f"A {record.parameters:,}-parameter {MODEL_TITLES[settings.model]} ({', '.join(switches)}): "
+        f"A {record.parameters:,}-parameter {TITLES[settings.model]} ({', '.join(switches)}): "
         f"{FORMS[settings.model]}. It {what_it_reads(settings)} from brain MRI.{TARGETS[settings.targets]}"
     )
 

@@ -64,16 +64,15 @@ class Checkpoints:
         """
         return self._load(self.path(number), number)
 
-    def load_average(self, number: int) -> FlatArrays | None:
-        """Return the running mean of the weights after a round; None where none was kept.
+    def load_average(self, number: int) -> FlatArrays:
+        """Return the running mean of the weights after a round.
 
         Raises
         ------
         ProtocolError
-            The file is damaged, or of another network.
+            The file is absent, damaged, or of another network.
         """
-        path = self.average_path(number)
-        return self._load(path, number) if path.exists() else None
+        return self._load(self.average_path(number), number)
 
     def _load(self, path: Path, number: int) -> FlatArrays:
         tensors, metadata = read_safetensors(path)

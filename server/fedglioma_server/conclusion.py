@@ -26,8 +26,9 @@ def conclude(
     chosen = best_round(rounds)
     if chosen is None:
         raise FedGliomaError(f"{folder.path}: no round was completed, there is no model to release")
-    # The running mean is what was measured, where the run keeps one.
-    arrays = checkpoints.load_average(chosen.round) or checkpoints.load(chosen.round)
+    # The running mean is what was measured, where the run keeps one: of trained rounds.
+    averaged = settings.ema > 0 and chosen.round > 0
+    arrays = checkpoints.load_average(chosen.round) if averaged else checkpoints.load(chosen.round)
     record = folder.read()
     unpack(arrays, learner.model, learner.loss)
     settle_norms(learner, settings, coordinator.dataset(coordinator.selection), coordinator.device)

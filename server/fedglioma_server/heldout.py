@@ -166,14 +166,19 @@ class HeldOut:
         """Return the weights that are measured: those of the round, or their running mean over the rounds.
 
         The mean starts from the first trained round: untrained weights would linger in it.
+
+        Raises
+        ------
+        ProtocolError
+            The mean after the round before is gone or damaged.
         """
         decay = self.strategy.settings.ema
         if not decay or number == 0:
             return arrays
-        before = self.checkpoints.load_average(number - 1)
-        if before is None:
+        if number == 1:
             averaged = {group: array.copy() for group, array in arrays.items()}
         else:
+            before = self.checkpoints.load_average(number - 1)
             averaged = {
                 group: np.float32(decay) * before[group] + np.float32(1 - decay) * array
                 for group, array in arrays.items()

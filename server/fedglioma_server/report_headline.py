@@ -2,25 +2,15 @@
 
 from dataclasses import dataclass
 
-from fedglioma.case import CLASS_TITLES, GENE_TITLES, GENES, Gene, Task
-from fedglioma.config.run import RunConfig
+from fedglioma.case import CLASS_TITLES, GENE_TITLES, GENES, Gene
 from fedglioma.metrics.genotype import GeneMetrics
 from fedglioma.metrics.tables import Evaluation
 from fedglioma_server import report_linkage as duplicates
 from fedglioma_server import report_text as words
+from fedglioma_server.network_words import TITLES, what_it_reads
 from fedglioma_server.report_saved import Saved
 
 SIMULATED = frozenset({"inline", "ray", "processes"})
-MODEL_TITLES: dict[str, str] = {
-    "mdpnet": "MDPNet",
-    "sgpnet": "SGPNet",
-    "resnet50": "3D ResNet50",
-    "densenet121": "3D DenseNet121",
-    "senet": "3D SE-ResNet50",
-    "unet": "residual 3D U-Net",
-    "segresnet": "SegResNet",
-    "swinunetr": "Swin-UNETR",
-}
 STRATEGY_TITLES = {
     "fedavg": "federated averaging",
     "fedprox": "federated averaging with a proximal term",
@@ -32,16 +22,6 @@ STRATEGY_TITLES = {
     "trimmed_mean": "federated training by trimmed means",
     "multikrum": "federated training by Multi-Krum",
 }
-
-
-def what_it_reads(settings: RunConfig) -> str:
-    """Return the tasks in words: ``reads IDH, ATRX and 1p/19q status``."""
-    parts = []
-    if settings.genes:
-        parts.append(f"reads {words.listing([GENE_TITLES[gene] for gene in settings.genes])} status")
-    if Task.SEGMENTATION in settings.tasks:
-        parts.append("outlines the whole tumour")
-    return " and ".join(parts)
 
 
 def notices(saved: Saved) -> list[str]:
@@ -69,7 +49,7 @@ def summary(saved: Saved) -> str:
     """Return what was trained on what, by whom, and tested on whom."""
     run = saved.run
     sites = sorted({*run.splits, *run.sites})
-    name = MODEL_TITLES[run.settings.model]
+    name = TITLES[run.settings.model]
     parts = [f"{name}, a network that {what_it_reads(run.settings)} from brain MRI,"]
     parts.append("was trained in a simulation of" if run.engine in SIMULATED else "was trained at")
     if sites:
@@ -164,10 +144,11 @@ def facts(saved: Saved) -> dict[str, str]:
     run = saved.run
     moved = sum(s.bytes_up + s.bytes_down for record in saved.rounds for s in record.sites.values())
     spent = sum(sum(record.seconds.values()) for record in saved.rounds)
+    early = run.status == "completed" and saved.done < run.settings.rounds
     named = {
         "Data": words.listing(run.cohorts) or words.DASH,
         "Hospitals": words.integer(len({*run.splits, *run.sites})),
-        "Rounds": f"{saved.done} of {run.settings.rounds}",
+        "Rounds": f"{saved.done} of {run.settings.rounds}{', ended early' if early else ''}",
         "Time for the rounds": words.duration(spent),
         "Sent and received in all": words.size(moved),
     }

@@ -21,7 +21,11 @@ STATUS_TITLES: dict[str, str] = {
     "no_reply": "no reply",
     "idle": "no labels",
 }
-GROUP_TITLES: dict[str, str] = {"trunk": "Shared part", **{g.value: GENE_TITLES[g] for g in GENE_TITLES}}
+GROUP_TITLES: dict[str, str] = {
+    "trunk": "Shared part",
+    **{g.value: GENE_TITLES[g] for g in GENE_TITLES},
+    "segmentation": "Tumour outline",
+}
 KILO = 1000
 
 

@@ -26,7 +26,9 @@ def run_result(record: RunRecord, folder: RunFolder) -> tuple[dict[str, Any], st
         "differentially_private": False,
         "evaluation": evaluation.model_dump(mode="json", exclude={"by_site", "by_modalities", "who"}),
     }
-    lines = [f"run {record.run_id}: {record.settings.rounds} rounds over {len(record.sites)} sites"]
+    done, planned = max((line.round for line in folder.rounds()), default=0), record.settings.rounds
+    rounds = f"{done} rounds" if done == planned else f"{done} of {planned} rounds, ended early,"
+    lines = [f"run {record.run_id}: {rounds} over {len(record.sites)} sites"]
     if record.synthetic:
         lines.append("SYNTHETIC DATA: made-up patients, nothing here is clinical evidence")
     lines.append(f"held out for the report: {evaluation.n_cases} cases")

@@ -13,8 +13,8 @@ from fedglioma.metrics.bootstrap import Measure
 from fedglioma_server.card import card_text, limits, write_card
 from fedglioma_server.card_tables import measure_text, never_seen, results_text, sites_text
 from fedglioma_server.card_words import FORMS
+from fedglioma_server.network_words import TITLES
 from fedglioma_server.records import RoundRecord
-from fedglioma_server.report_headline import MODEL_TITLES
 from tests.release_fixture import CHOSEN, SMALL, evaluation_of, run_record, site_data, small_settings
 
 
@@ -87,7 +87,7 @@ def test_card_tells_of_each_network_what_it_reads_and_no_more() -> None:
 
 
 def test_every_network_has_a_title_and_a_form() -> None:
-    assert set(MODEL_TITLES) == set(FORMS) == set(MODEL_NAMES)
+    assert set(TITLES) == set(FORMS) == set(MODEL_NAMES)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_every_network_has_a_title_and_a_form() -> None:
             "by a file: fold 2 (digest cdcdcdcdcdcd)",
         ),
         ({"strategy": "fedbn"}, {}, 3, "Normalisation layers stayed at the sites"),
-        ({"average_flips": True}, {}, 3, "averaged over the eight mirror images"),
+        ({"test_flips": True}, {}, 3, "averaged over the eight mirror images"),
         ({"inference": "sliding"}, {}, 3, "windows of 16 voxels"),
         ({"preprocessing": "mdpnet"}, {}, 3, "cut to 240 x 240 x 155 mm about the brain"),
         ({"preprocessing": "fusion"}, {}, 3, "laid over T2"),

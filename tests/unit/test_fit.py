@@ -280,14 +280,35 @@ def test_scaled_gradients_move_the_weights_as_plain_ones_do() -> None:
     assert found == [1 - 0.125 * (1.5 + 3.0)] * 2
 
 
-def test_step_whose_scaled_gradient_overflows_is_left_out_and_the_scale_kept_for_the_next_epoch() -> None:
+def test_step_whose_scaled_gradient_overflows_is_taken_again_and_its_scale_kept() -> None:
     model = Slope()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
-    optimizer = torch.optim.SGD(model.parameters(), lr=2.0**-27)
-    for values in ([2.0**28], [2.0**27], [1.0]):  # times the scale: too large, then just within
-        fit_epoch(model, [Task.IDH], optimizer, voxels(*values), precision=CPU, scaler=scaler)
-    assert model.weight.item() == -(2.0**-27)
-    assert scaler.get_scale() == 2.0**99
+    optimizer = torch.optim.SGD(model.parameters(), lr=2.0**-30)
+    summary = FitSummary()
+    for value in (2.0**30, 1.0):  # 2^30 overflows with scales of 2^100, 2^99 and 2^98
+        fit_epoch(model, [Task.IDH], optimizer, voxels(value), precision=CPU, scaler=scaler, summary=summary)
+    assert model.weight.item() == -(2.0**-30)
+    assert scaler.get_scale() == 2.0**97
+    assert (summary.steps, summary.cases, summary.loss_sum) == (2, 2, 2.0**30)
+
+
+def test_gradient_that_no_scale_makes_finite_ends_training() -> None:
+    class Cliff(Slope):
+        def forward(self, image: Tensor, *others: Any) -> Any:
+            value = (self.weight - 1).abs().sqrt() * image.flatten(1)[:, 0]  # slope 1 / 0 at 1
+            return value, value.detach()[:, None]
+
+    model = Cliff()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(FedGliomaError, match="diverged: gradients too large for float16 in step 1; lower"):
+        fit_epoch(
+            model, [Task.IDH], optimizer, voxels(1.0), precision=CPU, scaler=torch.amp.GradScaler("cpu")
+        )
+
+
+def test_loss_that_is_no_number_is_told_with_scaled_gradients_too() -> None:
+    with pytest.raises(FedGliomaError, match="the loss became nan"):
+        slope_epoch([1.0, math.nan], scaler=torch.amp.GradScaler("cpu"))
 
 
 def test_heads_have_their_own_rate_and_only_kernels_decay() -> None:
