@@ -15,7 +15,7 @@ from fedglioma_server import card_words as words
 from fedglioma_server.card_tables import plain
 from fedglioma_server.network_words import what_it_reads
 from fedglioma_server.records import RoundRecord, RunRecord, write_text
-from fedglioma_server.report_headline import SIMULATED, what_it_reads
+from fedglioma_server.report_headline import SIMULATED
 from fedglioma_server.report_text import listing
 
 CARD: Final = """\

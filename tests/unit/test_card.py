@@ -104,7 +104,7 @@ def test_every_network_has_a_title_and_a_form() -> None:
             "by a file: fold 2 (digest cdcdcdcdcdcd)",
         ),
         ({"strategy": "fedbn"}, {}, 3, "Normalisation layers stayed at the sites"),
-        ({"test_flips": True}, {}, 3, "averaged over the eight mirror images"),
+        ({"average_flips": True}, {}, 3, "averaged over the eight mirror images"),
         ({"inference": "sliding"}, {}, 3, "windows of 16 voxels"),
         ({"preprocessing": "mdpnet"}, {}, 3, "cut to 240 x 240 x 155 mm about the brain"),
         ({"preprocessing": "fusion"}, {}, 3, "laid over T2"),

@@ -189,7 +189,7 @@ def test_probability_of_zero_stays_a_number() -> None:
 def test_settings_decide_how_images_are_read() -> None:
     table: list[tuple[dict[str, object], Reader]] = [
         ({}, Reader()),
-        ({"test_flips": True}, Reader(flips=True)),
+        ({"average_flips": True}, Reader(flips=True)),
         ({"inference": "sliding", "crop": 64}, Reader(window=64)),
         ({"model": "unet", "crop": 96}, Reader(window=96)),
         ({"model": "unet", "inference": "centre"}, Reader()),
