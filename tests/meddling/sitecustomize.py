@@ -33,15 +33,15 @@ def here(instant: str) -> None:
 
 def train_waits(module: ModuleType, number: str) -> None:
     """Stop in a round once the network has been trained, before anything of it is packed."""
-    real = module._train
+    real = module.train_locally
 
-    def train(request: Any, *rest: Any) -> Any:
-        summary = real(request, *rest)
-        if request.round == int(number):
+    def train(learner: Any, work: Any, *rest: Any) -> Any:
+        summary = real(learner, work, *rest)
+        if work.round == int(number):
             here("training")
         return summary
 
-    module._train = train  # type: ignore[attr-defined]
+    module.train_locally = train  # type: ignore[attr-defined]
 
 
 def upload_waits(module: ModuleType, _: str) -> None:
