@@ -726,6 +726,6 @@ BOMBS: tuple[Hostile, ...] = (
         ("not_a_file",),
         usable=2,
     ),
-    Hostile("a mask that is a bomb", _mask_bomb),
+    Hostile("a mask that is a bomb", _mask_bomb, warned=("mask",)),
     Hostile("a table that is a pipe", lambda f: _pipe(f / "participants.tsv"), code=4, usable=0),
 )

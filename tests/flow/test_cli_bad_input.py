@@ -53,7 +53,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--synthetic", "5"], "not in the range"),
         (["--synthetic-size", "8"], "not in the range"),
         (["--rounds", "many"], "not a valid integer"),
-        (["--model", "resnet"], "is not 'mdpnet'"),
+        (["--model", "resnet"], "is not one of 'mdpnet'"),
         (["--preset", "best"], "is not one of"),
         (["--workers", "-1"], "not in the range"),
         (["--threads", "9999"], "not in the range"),

@@ -159,7 +159,8 @@ def test_run_stopped_while_it_prepares_keeps_what_was_prepared(cohorts: Path, tm
     result = call(*words)
     assert result.exit_code == 0, result.stderr
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert len(list(cache.glob("*.json"))) == 2 * 12  # each once more, on the common scale
+    # Each once more on the common scale, and its mask.
+    assert len(list(cache.glob("*.json"))) == 3 * 12
 
 
 def test_run_stopped_while_it_makes_its_patients_starts_afresh(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_rounded_steps_stay_near_the_exact_run(tmp_path, payload):
     run(exact)
     run(rounded)
     one, other = final_weights(exact), final_weights(rounded)
-    for group in GROUPS:
+    for group in (group for group in GROUPS if len(one[group])):
         # Adam's first steps are of the size of the learning rate, whatever the gradient's.
         assert np.abs(one[group] - other[group]).max() < 6 * TINY.lr
 
