@@ -172,8 +172,9 @@ def fit_epoch(
 
 
 class _Losses(NamedTuple):
-    """What a batch gave, still on the device: what was minimised, the sum over cases, sums per task."""
+    """What cases gave, still on the device: what was minimised, the sum over cases, sums per task."""
 
+    cases: int
     objective: Tensor
     value: Tensor
     by_task: Tensor
@@ -199,23 +200,22 @@ class _Epoch:
 
         Where scaled gradients overflow, again with a smaller scale: a round may have few steps to lose.
         """
-        shares = [self.share.of(batch) for batch in batches]
-        total = sum(len(batch.genotype) for batch in batches)
-        losses = self._moved(shares, total)
+        losses = self._moved(batches)
         while losses is None:
-            losses = self._moved(shares, total)
+            losses = self._moved(batches)
         self.unread += losses
         self.summary.steps += 1
-        self.summary.cases += sum(len(share.genotype) for share in shares)
+        self.summary.cases += sum(part.cases for part in losses)
         if len(self.unread) >= (1 if self.precision.device.type == "cpu" else LOOK_EVERY):
             self.look()
 
-    def _moved(self, batches: Sequence[Sample], total: int) -> list[_Losses] | None:
+    def _moved(self, batches: Sequence[Sample]) -> list[_Losses] | None:
         """Return the losses once the weights moved, None where scaled gradients overflowed."""
         self.optimizer.zero_grad(set_to_none=True)
-        last = len(batches) - 1
+        last, total = len(batches) - 1, sum(len(batch.genotype) for batch in batches)
         losses = [
-            self._backward(batch, total, self.penalty if number == last else None)
+            # Taken just before it is used: a share may remember which batch it is of.
+            self._backward(self.share.of(batch), total, self.penalty if number == last else None)
             for number, batch in enumerate(batches)
         ]
         scale = self.scaler.get_scale()
@@ -247,10 +247,11 @@ class _Epoch:
             objective = objective + penalty()
         self.scaler.scale(objective).backward()
         known = known_targets(self.tasks, genotype, mask)
-        return _Losses(objective.detach(), value.detach(), torch.stack((per_task.sum(0), known.sum(0))))
+        by_task = torch.stack((per_task.sum(0), known.sum(0)))
+        return _Losses(len(genotype), objective.detach(), value.detach(), by_task)
 
     def _require_finite(self, losses: Sequence[_Losses]) -> None:
-        for objective, _, _ in losses:
+        for _, objective, _, _ in losses:
             if not torch.isfinite(objective):
                 raise FedGliomaError(
                     f"training diverged: the loss became {float(objective)} at or before step "
@@ -260,7 +261,7 @@ class _Epoch:
     def look(self) -> None:
         """Take the losses of the last steps from the device, and stop where one is not finite."""
         self._require_finite(self.unread)
-        for _, value, sums in self.unread:
+        for _, _, value, sums in self.unread:
             self.summary.loss_sum += float(value)
             losses, known = sums.tolist()
             for column, task in enumerate(self.tasks):

@@ -157,7 +157,8 @@ def tumour_table(groups: Mapping[str, SegmentationMetrics]) -> Table:
     for name, found in groups.items():
         measures = (found.mean_dice, found.median_dice, found.mean_hd95_mm, found.mean_volume_error_ml)
         cells = (Cell(words.with_interval(m), note=notes.letter(m.reason)) for m in measures)
-        rows.append(Row((Cell(name, head=True, number=False), Cell(words.integer(found.n)), *cells)))
+        outlined = Cell(words.integer(found.n - found.no_dice))
+        rows.append(Row((Cell(name, head=True, number=False), outlined, *cells)))
     return Table(
         title="Outline of the tumour",
         columns=("Patients of", "Outlined", "Dice", "Median Dice", "Distance in mm", "Volume off by mL"),

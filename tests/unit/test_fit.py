@@ -15,7 +15,7 @@ from fedglioma.data.dataset import Sample
 from fedglioma.errors import FedGliomaError
 from fedglioma.losses.tasks import Targets
 from fedglioma.training import fit
-from fedglioma.training.fit import FitSummary, fit_epoch, parameter_groups, set_learning_rate
+from fedglioma.training.fit import FitSummary, Share, fit_epoch, parameter_groups, set_learning_rate
 from fedglioma.training.learner import EQUAL_COUNTS, Learner, Objective, build_learner
 from fedglioma.training.precision import Precision
 
@@ -368,3 +368,39 @@ def test_learning_rate_follows_its_schedule_over_all_epochs_of_the_run(
     optimizer = SimpleNamespace(param_groups=[{"scale": 0.5}, {"scale": 1.0}, {}])
     set_learning_rate(optimizer, rates[7])  # type: ignore[arg-type]
     assert [g["lr"] / rates[7] for g in optimizer.param_groups] == [0.5, 1.0, 1.0]
+
+
+def test_share_is_taken_of_a_batch_just_before_it_is_used() -> None:
+    order: list[str] = []
+
+    class Told(Share):
+        def of(self, batch: Sample) -> Sample:
+            order.append("share")
+            return super().of(batch)
+
+    class Tells(Slope):
+        def forward(self, *batch: Any) -> Any:
+            order.append("network")
+            return super().forward(*batch)
+
+    model = Tells()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    fit_epoch(model, [Task.IDH], optimizer, voxels(1.0, 2.0), precision=CPU, accumulate=2, share=Told())
+    assert order == ["share", "network"] * 2
+
+
+def test_gradients_of_shares_average_to_that_of_the_batches() -> None:
+    batches = [
+        Sample(torch.tensor([[1.0], [2.0], [4.0]]), torch.ones(3, 4), torch.zeros(3, 3, dtype=torch.int64)),
+        Sample(torch.tensor([[8.0]]), torch.ones(1, 4), torch.zeros(1, 3, dtype=torch.int64)),
+    ]
+    moved, cases = [], 0
+    for rank in range(2):
+        model = Slope()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        share = Share(rank, 2)
+        summary = fit_epoch(model, [Task.IDH], optimizer, batches, precision=CPU, accumulate=2, share=share)
+        moved.append(1 - model.weight.item())
+        cases += summary.cases
+    assert sum(moved) / 2 == (1 + 2 + 4 + 8) / 4
+    assert cases == 4
