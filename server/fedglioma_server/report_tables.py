@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from string import ascii_lowercase
 
-from fedglioma.metrics.segmentation import SegmentationMetrics
-
 from fedglioma.case import GENE_TITLES, GENES, Gene
 from fedglioma.metrics.bootstrap import Measure
 from fedglioma.metrics.genotype import MAX_AUC_WIDTH, MIN_PATIENTS, MIN_RARER, GeneMetrics
+from fedglioma.metrics.segmentation import SegmentationMetrics
 from fedglioma.metrics.who import CLASSES, WHO_TITLES, WhoClass, WhoTable
 from fedglioma_server import report_text as words
 
