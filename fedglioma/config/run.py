@@ -312,6 +312,11 @@ class RunConfig(Frozen):
         return tuple(gene for gene in GENES if Task(gene) in self.tasks)
 
     @property
+    def weighs_markers(self) -> bool:
+        """Whether the loss is MDPNet's: classes by their counts, tasks by learned or fixed weights."""
+        return self.model != "sgpnet" and bool(self.genes)
+
+    @property
     def path2_modalities(self) -> tuple[Modality, ...]:
         """``path2`` as modalities."""
         return tuple(Modality(name) for name in self.path2.split("+") if name != "none")

@@ -161,10 +161,12 @@ def _settings(saved: Saved) -> list[Table]:
         **({"Digest of the model's weights": saved.model.digest} if saved.model is not None else {}),
         "Parameters of the network": words.integer(run.parameters),
         "Size of one update": f"{words.size(run.payload_bytes)} ({words.integer(run.payload_bytes)} bytes)",
-        **({"Weights of the three tasks": run.settings.task_weighting} if run.class_counts else {}),
+        **(
+            {"Weights of the three tasks": run.settings.task_weighting} if run.settings.weighs_markers else {}
+        ),
         **{f"Version of {name}": version for name, version in run.versions.items()},
     }
-    for gene, (wild, mutant) in run.class_counts.items():
+    for gene, (wild, mutant) in run.class_counts.items() if run.settings.weighs_markers else ():
         negative, positive = CLASS_TITLES[gene]
         facts[f"{GENE_TITLES[gene]} counts behind the loss"] = f"{wild:g} {negative}, {mutant:g} {positive}"
     return [results.facts_table("This run", facts), tables.settings_table(run.settings)]

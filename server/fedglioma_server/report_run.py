@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from fedglioma.case import CLASS_TITLES, GENE_TITLES, GENES
+from fedglioma.case import CLASS_TITLES, GENE_TITLES, GENES, Task
 from fedglioma.config.run import RunConfig
 from fedglioma_server import report_text as words
 from fedglioma_server.records import DataIssue, RoundRecord, RunRecord, SiteRound
@@ -17,6 +17,10 @@ def sites_table(run: RunRecord) -> Table:
     over = [("", 1), ("Cases", len(splits))]
     over += [(f"{GENE_TITLES[gene]} of the training cases", 3) for gene in GENES]
     statuses = [name for gene in GENES for name in (*CLASS_TITLES[gene], "unknown")]
+    outlines = Task.SEGMENTATION in run.settings.tasks
+    if outlines:
+        over.append(("Tumour", 1))
+        statuses.append("outlined")
     rows = []
     for site in sorted({*run.splits, *run.sites}):
         data = run.sites.get(site)
@@ -25,6 +29,8 @@ def sites_table(run: RunRecord) -> Table:
             labels = data.labels.get(gene) if data is not None else None
             limit = data.small_cell_limit if data is not None else 0
             cells += [Cell(words.cell(n, limit)) for n in labels] if labels else [Cell(words.DASH)] * 3
+        if outlines:
+            cells.append(Cell(words.DASH if data is None else words.cell(data.masks, data.small_cell_limit)))
         rows.append(Row(tuple(cells)))
     remark = "" if run.splits else "About: rounded up by the hospital. "
     if any(data.small_cell_limit > 1 for data in run.sites.values()):
