@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from fedglioma.metrics.segmentation import hd95_mm, volume_ml
 
 from fedglioma.case import GENES, Task, subset_name
 from fedglioma.config.run import RunConfig
@@ -12,6 +11,7 @@ from fedglioma.data.dataset import CaseDataset
 from fedglioma.data.loader import eval_batches
 from fedglioma.data.prepared import PreparedCase
 from fedglioma.metrics.predictions import TUMOUR_COLUMNS, FloatArray, Predictions
+from fedglioma.metrics.segmentation import hd95_mm, volume_ml
 from fedglioma.training.inference import Reader
 from fedglioma.training.learner import Learner
 from fedglioma.training.predict import predict

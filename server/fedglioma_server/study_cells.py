@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedglioma.case import Case, Gene
+from fedglioma.config.run import RunConfig
 from fedglioma.data.foldfile import read_division
 from fedglioma.data.folds import (
     Division,
@@ -13,9 +15,6 @@ from fedglioma.data.folds import (
     stratified_folds,
     stratum_of,
 )
-
-from fedglioma.case import Case, Gene
-from fedglioma.config.run import RunConfig
 from fedglioma.data.split import Split, assign_split
 from fedglioma.errors import ConfigError
 from fedglioma_server.study_file import MOST_CELLS, Arm, Divisions, Protocol, Study

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from fedglioma.metrics.criterion import Rows
 from numpy.typing import NDArray
 
 from fedglioma.case import GENES, UNKNOWN, Gene, Task
 from fedglioma.data.plan import load_plan
+from fedglioma.metrics.criterion import Rows
 from fedglioma.metrics.predictions import Predictions, read_csv
 from fedglioma_server.runfolder import RunFolder
 from fedglioma_server.simulate import plan_file
