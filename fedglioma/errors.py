@@ -3,6 +3,7 @@
 ::
 
     FedGliomaError              1   the run failed
+    ├── Diverged                1   training ran away
     ├── ConfigError             2   a setting, a file or an argument is wrong
     ├── QuorumError             3   too few sites answered in time
     ├── DataError               4   the data cannot be used
@@ -25,6 +26,10 @@ class FedGliomaError(Exception):
     """The run failed for a reason that its message gives."""
 
     exit_code: ClassVar[int] = 1
+
+
+class Diverged(FedGliomaError):
+    """Training ran away; the message has numbers of the network alone and may be told to anybody."""
 
 
 class ConfigError(FedGliomaError):

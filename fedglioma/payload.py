@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedglioma.config.run import Payload
-from fedglioma.errors import FedGliomaError
+from fedglioma.errors import Diverged
 from fedglioma.weights import FlatArrays, Packed
 
 BLOCK = 1024
@@ -74,7 +74,7 @@ def update(payload: Payload, local: FlatArrays, received: FlatArrays) -> Packed:
             part = slice(start, min(start + PART, array.size))
             step = array[part] - received[group][part]
             if not np.isfinite(step).all():
-                raise FedGliomaError("training diverged: the step is no longer made of finite numbers")
+                raise Diverged("training diverged: the step is no longer made of finite numbers")
             if payload == "bfloat16":
                 packed[group][part] = to_bfloat16(step)
             else:

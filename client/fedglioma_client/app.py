@@ -6,7 +6,7 @@ from collections.abc import Callable
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedglioma.errors import FedGliomaError, NoUsableCase, PolicyError, ProtocolError, ScaleError
+from fedglioma.errors import Diverged, FedGliomaError, NoUsableCase, PolicyError, ProtocolError, ScaleError
 from fedglioma.weights import Packed
 from fedglioma.wire import (
     Body,
@@ -81,8 +81,8 @@ def _answered(message: Message, context: Context, answer: Callable[[], Answer]) 
 
 
 def _refusal(context: Context, error: Exception) -> Refusal:
-    """Return a no without a path or patient in it: only errors about terms, messages and scale speak."""
-    speaks = isinstance(error, PolicyError | ProtocolError | ScaleError)
+    """Return a no without a path or patient in it; errors about terms, messages, scale and network speak."""
+    speaks = isinstance(error, PolicyError | ProtocolError | ScaleError | Diverged)
     code = error.exit_code if isinstance(error, FedGliomaError) else 1
     return Refusal(
         site=site_of(context),

@@ -9,7 +9,7 @@ import torch
 from fedglioma.case import GENES, Gene
 from fedglioma.config.run import RunConfig
 from fedglioma.counts import count_cases, has_target
-from fedglioma.errors import DataError, FedGliomaError, ProtocolError
+from fedglioma.errors import DataError, Diverged, ProtocolError
 from fedglioma.payload import forms, update
 from fedglioma.seeds import seed_torch
 from fedglioma.training.learner import build_learner, layout_of
@@ -106,7 +106,7 @@ def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[Tra
     packing = time.perf_counter()
     arrays = pack(learner.model, learner.loss)
     if not all(np.isfinite(array).all() for array in arrays.values()):
-        raise FedGliomaError("training diverged: the weights are no longer finite numbers")
+        raise Diverged("training diverged: the weights are no longer finite numbers")
     packed = update(settings.payload, arrays, weights)
     digest = digest_of(packed)
     if norms is not None:

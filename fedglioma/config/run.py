@@ -43,6 +43,9 @@ CROP_STEP: dict[str, int] = {"sgpnet": 16, "unet": 16, "segresnet": 8, "swinunet
 """Of what the crop must be a multiple: how often the network halves it."""
 LEAST_CROP: dict[str, int] = {"sgpnet": 32, "densenet121": 29, "swinunetr": 32}
 
+WIDTH_STEP: dict[str, int] = {"senet": 4, "swinunetr": 12}
+"""Of what the width must be a multiple."""
+
 RECIPES: dict[str, dict[str, Any]] = {
     "sgpnet": {
         "width": 8,
@@ -273,7 +276,14 @@ class RunConfig(Frozen):
     def _network_takes_the_crop(self) -> Self:
         step, least = CROP_STEP.get(self.model, 1), LEAST_CROP.get(self.model, 16)
         if self.crop % step or self.crop < least:
-            raise ValueError(f"crop: {self.crop}: {self.model} needs a multiple of {step}, {least} or more")
+            multiple = f"a multiple of {step}, " if step > 1 else ""
+            raise ValueError(f"crop: {self.crop}: {self.model} needs {multiple}{least} or more")
+        if self.width % WIDTH_STEP.get(self.model, 1):
+            raise ValueError(
+                f"width: {self.width}: {self.model} needs a multiple of {WIDTH_STEP[self.model]}"
+            )
+        if self.checkpointing and self.model not in ("mdpnet", "sgpnet"):
+            raise ValueError(f"checkpointing: {self.model} has no blocks for it; switch it off")
         if self.preprocessing == "sgpnet" and self.inference == "sliding":
             raise ValueError("inference: sliding: with preprocessing sgpnet a case is one window already")
         return self

@@ -51,8 +51,11 @@ def build_model(name: str, switches: Switches) -> nn.Module:
         return _BUILDERS[name](name, switches)
     except ValidationError as error:
         first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:
+            raise ConfigError(f"{name}: {message}") from error
         place = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{name}: {place}: {first['input']!r}: {first['msg']}") from error
+        raise ConfigError(f"{name}: {place}: {first['input']!r}: {message}") from error
 
 
 def _mdpnet(_name: str, switches: Switches) -> nn.Module:

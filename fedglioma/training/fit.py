@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from fedglioma.case import GENES, Task
 from fedglioma.data.dataset import Sample
-from fedglioma.errors import FedGliomaError
+from fedglioma.errors import Diverged
 from fedglioma.losses.tasks import Targets
 from fedglioma.training.precision import Precision
 
@@ -225,7 +225,7 @@ class _Epoch:
             return losses
         self._require_finite(losses)
         if scale < LEAST_SCALE:
-            raise FedGliomaError(
+            raise Diverged(
                 f"training diverged: gradients too large for float16 in step {self.summary.steps + 1}; lower "
                 "the learning rate, or choose precision float32"
             )
@@ -253,7 +253,7 @@ class _Epoch:
     def _require_finite(self, losses: Sequence[_Losses]) -> None:
         for _, objective, _, _ in losses:
             if not torch.isfinite(objective):
-                raise FedGliomaError(
+                raise Diverged(
                     f"training diverged: the loss became {float(objective)} at or before step "
                     f"{self.summary.steps}; lower the learning rate"
                 )

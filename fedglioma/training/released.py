@@ -60,6 +60,13 @@ class Released(NamedTuple):
     scale: Scale | None
 
 
+_DECIDES_WEIGHTS = (
+    *("model", "preset", "width", "crop", "path2", "attention", "guide", "targets", "strategy"),
+    "task_weighting",
+)
+"""Settings that decide which weights there are."""
+
+
 def load_model(folder: Path) -> Released:
     """Return a released model.
 
@@ -146,7 +153,30 @@ def model_digest(folder: Path) -> str:
     return digest
 
 
-def take_over(folder: Path, learner: Learner, layout: Layout) -> None:
+def require_same_network(folder: Path, settings: RunConfig) -> None:
+    """Check that a run can start from a released model, without reading its weights.
+
+    Raises
+    ------
+    ConfigError
+        Its weights are of another network than the run trains; the message says in what.
+    ProtocolError
+        The folder does not hold a model of fedglioma.
+    """
+    there, _, _ = _described(read_config(folder), folder)
+    if _layout_of(there).digest == _layout_of(settings).digest:
+        return
+    apart = [
+        f"{name} {getattr(there, name)} there, {getattr(settings, name)} here"
+        for name in _DECIDES_WEIGHTS
+        if getattr(there, name) != getattr(settings, name)
+    ]
+    raise ConfigError(
+        f"--init {folder}: holds another network than the run trains: {', '.join(apart) or 'other layers'}"
+    )
+
+
+def take_over(folder: Path, learner: Learner) -> None:
     """Copy a released model's weights into an untrained network of the same kind.
 
     Raises
@@ -155,12 +185,15 @@ def take_over(folder: Path, learner: Learner, layout: Layout) -> None:
         The folder does not hold a model of fedglioma, or its weights are of another network.
     """
     released = load_model(folder)
-    if Layout.of(released.learner.model, released.learner.loss).digest != layout.digest:
+    there = Layout.of(released.learner.model, released.learner.loss, whole=True)
+    # Whole: with FedBN the norms do not travel, and are released.
+    if there.digest != Layout.of(learner.model, learner.loss, whole=True).digest:
         raise ProtocolError(
             f"{folder}: holds another network than the run trains; start from one of the same model, width, "
             "crop and switches"
         )
-    unpack(pack(released.learner.model, released.learner.loss), learner.model, learner.loss)
+    arrays = pack(released.learner.model, released.learner.loss, whole=True)
+    unpack(arrays, learner.model, learner.loss, whole=True)
 
 
 def _described(

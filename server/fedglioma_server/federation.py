@@ -60,7 +60,7 @@ def run_federation(grid: Grid, coordinator: Coordinator, finished: Finished = la
     learner = initial_learner(settings, counts)
     layout = layout_of(settings)
     if coordinator.initial is not None:
-        take_over(coordinator.initial, learner, layout)
+        take_over(coordinator.initial, learner)
     checkpoints = Checkpoints(folder.checkpoints, layout)
     rounds, arrays = _resume(folder, checkpoints, learner)
     done = max(rounds[-1].round, 0) if rounds else 0

@@ -24,6 +24,9 @@ STRATEGY_TITLES = {
 }
 
 
+UNSEEN = {True: "that it had never seen", False: "on whom this run did not train"}
+
+
 def notices(saved: Saved) -> list[str]:
     """Return what a reader must know before any figure: unfinished, not evaluated, too few patients."""
     reason = saved.run.failure or "the log says why"
@@ -34,6 +37,11 @@ def notices(saved: Saved) -> list[str]:
         "interrupted": [f"This run was interrupted: {done}. The same command continues it."],
         "failed": [f"This run failed: {reason} ({done}). The same command tries again."],
     }[saved.run.status]
+    if saved.run.initial_digest is not None:
+        said.append(
+            "This run started from another model. Patients whom that model was trained on may be among those "
+            "reported here; unless they were kept apart, the figures are too good."
+        )
     said += duplicates.notices(saved.run.linkage)
     if saved.evaluation is None:
         said.append("The model was not evaluated yet: there is no held-out result to report.")
@@ -62,7 +70,9 @@ def summary(saved: Saved) -> str:
     if saved.chosen is not None and run.status == "completed":
         parts.append(f"The model after round {saved.chosen} was kept.")
     if saved.evaluation is not None and saved.evaluation.n_cases:
-        parts.append(f"It was then tested on {tested(saved.evaluation)} that it had never seen.")
+        parts.append(
+            f"It was then tested on {tested(saved.evaluation)} {UNSEEN[saved.run.initial_digest is None]}."
+        )
         outlines = saved.evaluation.segmentation
         if outlines is not None and outlines.mean_dice.value is not None:
             parts.append(

@@ -15,8 +15,10 @@ from fedglioma.config.run import RunConfig
 from fedglioma.console import human, progress
 from fedglioma.data.foldfile import read_division
 from fedglioma.data.folds import Division, check_division
+from fedglioma.data.manifest import patient_key
 from fedglioma.data.synthetic_cohort import synthesize
 from fedglioma.errors import ConfigError
+from fedglioma.training.released import require_same_network
 from fedglioma_server import simulate
 from fedglioma_server.device import usable_device
 from fedglioma_server.gather import Gathering, SiteDefaults, gather, settings_files
@@ -90,6 +92,8 @@ class Request:
         if self.engine_name() is simulate.Engine.RAY:
             require_ray()
         usable_device(self.device)
+        if self.initial is not None:
+            require_same_network(self.initial, settings)
         folder.require_new_or_ours()
         require_same_settings(folder, settings)
 
@@ -206,9 +210,15 @@ def _division(request: Request, gathering: Gathering) -> Division | None:
     if request.fold is None and len(divisions) > 1:
         raise ConfigError(f"--splits {request.splits}: has {len(divisions)} folds; choose one by --fold")
     name = request.fold or next(iter(divisions))
+    if name not in divisions and f"fold-{name}" in divisions:
+        name = f"fold-{name}"
     if name not in divisions:
         raise ConfigError(f"--fold {name}: {request.splits.name} has {', '.join(divisions)}")
     without = check_division(divisions[name], (case.patient for case in gathering.cases), partial=True)
+    cohort = {patient_key(case.patient) for case in gathering.cases}
+    unknown = sum(patient_key(patient) not in cohort for patient in divisions[name].split)
+    if unknown:
+        human().print(f"{unknown} rows of {request.splits.name} name nobody of the cohort; check their ids")
     if without:
         human().print(f"{len(without)} patients have no split in {request.splits.name} and take no part")
     return divisions[name]

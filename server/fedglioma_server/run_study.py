@@ -1,6 +1,9 @@
 """``simulate --study``: from a study's file and what was typed to its table, in words and as data."""
 
-from collections.abc import Mapping
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from fedglioma_server.samerun import command_line
 from fedglioma_server.study_cells import Cell
 from fedglioma_server.study_file import Study, read_study
 from fedglioma_server.study_report import RESULTS, summary_text, write_study_report
-from fedglioma_server.study_run import StudyRun, prepare_study, run_study
+from fedglioma_server.study_run import StudyRun, prepare_study, require_same_study, run_study
 
 STUDIES = Path("studies")
 OURS = ("cohort", "cache", "runs", "figures", RESULTS, "report.html", "table.md", "table.csv")
@@ -29,7 +32,13 @@ def run(request: Request, path: Path, size: str | None) -> Result:
     study = read_study(path, size)
     out = request.out or STUDIES / path.stem
     _require_ours(out)
+    with _locked(out):
+        return _run(request, study, out)
+
+
+def _run(request: Request, study: Study, out: Path) -> Result:
     asked = _study_run(request, study, out, out)
+    require_same_study(asked)
     with progress("prepare", unit="cases") as shown:
         prepared = prepare_study(asked, shown)
     with progress("study", unit="runs") as shown:
@@ -120,6 +129,21 @@ def _study_run(request: Request, study: Study, out: Path, made_in: Path) -> Stud
         device=request.device,
         command=command_line(),
     )
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Keep a second study out of the folder until the block ends, or this process does."""
+    out.mkdir(parents=True, exist_ok=True)
+    handle = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{out}: a study is running here; wait for it, or name another --out") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def _require_ours(out: Path) -> None:

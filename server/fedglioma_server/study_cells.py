@@ -1,11 +1,11 @@
 """A study expanded into cells: one run each, of an arm, a protocol, a fold, a seed and, alone, a hospital."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedglioma.case import Case, Gene
+from fedglioma.case import Case, Gene, Task
 from fedglioma.config.run import RunConfig
 from fedglioma.data.foldfile import read_division
 from fedglioma.data.folds import (
@@ -76,9 +76,19 @@ def expand(study: Study, cases: Sequence[Case], given: Mapping[str, Any]) -> tup
     ConfigError
         A setting is not allowed, the patients cannot be divided as asked, or there would be too many cells.
     """
+    if "seed" in given:
+        raise ConfigError(f"{study.file}: seeds stand in the study; leave --seed out")
+    for arm in study.arms:
+        for name in arm.settings:
+            if name.replace("-", "_") in given:
+                raise ConfigError(
+                    f"{study.file}: the arms differ in {name}; typed or set for all of them, it would make "
+                    "them one: leave it out"
+                )
     settings = {
         (arm.name, seed): study.settings(arm, seed, given) for arm in study.arms for seed in study.seeds
     }
+    _require_tasks(study, {task for run in settings.values() for task in run.tasks})
     divisions = divide(study.divisions, cases, settings[study.arms[0].name, study.seeds[0]])
     site_of = {case.patient: case.site for case in cases}
     cells = [
@@ -92,6 +102,12 @@ def expand(study: Study, cases: Sequence[Case], given: Mapping[str, Any]) -> tup
     if len(cells) > MOST_CELLS:
         raise ConfigError(f"{study.title}: {len(cells)} runs; at most {MOST_CELLS}")
     return tuple(cells)
+
+
+def _require_tasks(study: Study, tasks: Collection[Task]) -> None:
+    for name in study.measures:
+        if Task(name.partition(".")[0]) not in tasks:
+            raise ConfigError(f"{study.file}: measures: {name}: no arm is asked that")
 
 
 def _cells(

@@ -98,6 +98,7 @@ class Study(Frozen):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     title: str
+    file: str = Field(default="study", description="name of the file, for errors")
     description: str = ""
     size: str
     data: Data = Data()
@@ -144,7 +145,7 @@ class Study(Frozen):
         ConfigError
             A setting is unknown or not allowed.
         """
-        place = f"{self.title}: arm {arm.name}"
+        place = f"{self.file}: arm {arm.name}"
         return RunConfig.from_mapping({**self.run, **arm.settings, **given, "seed": seed}, place)
 
 
@@ -170,6 +171,7 @@ def read_study(path: Path, size: str | None = None) -> Study:
         raise ConfigError(f"{path}: size: {wanted!r} is none of {known}")
     merged = _laid_over(table, sizes.get(wanted) or {}) | {"size": wanted or "full"}
     grid = merged.pop("grid", None)
+    merged["file"] = path.name
     merged["arms"] = [*_arms_of(merged.get("arms", []), path), *_grid(grid, path)]
     study = checked(Study, merged, str(path))
     base = path.resolve().parent

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedglioma.case import TASK_TITLES, Task
+from fedglioma.metrics.genotype import MIN_PATIENTS
 from fedglioma.page import rendered
 from fedglioma_server import figures
 from fedglioma_server import report_text as words
 from fedglioma_server.figures import Interval
 from fedglioma_server.records import read_json, write_text
 from fedglioma_server.report_figures import Drawing, Figures
-from fedglioma_server.report_tables import Cell, Row, Table
-from fedglioma_server.study_table import Gain, StudyResult
+from fedglioma_server.report_tables import Cell, Notes, Row, Table
+from fedglioma_server.study_table import Entry, Gain, StudyResult
 from fedglioma_server.study_words import (
     CAUTION,
     DASH,
@@ -68,6 +69,7 @@ def _facts(result: StudyResult) -> dict[str, str]:
         "Division": divisions_text(result),
         "Runs": words.integer(result.runs) + (f", {len(result.failed)} failed" if result.failed else ""),
         "Size": result.size,
+        "Settings of every row": ", ".join(f"{k} {v}" for k, v in result.settings.items()) or "defaults",
         "Compared with": next(
             (
                 row_title(line, result)
@@ -91,6 +93,7 @@ def _main_tables(result: StudyResult) -> list[Table]:
 
 def _task_table(result: StudyResult, title: str, measures: Sequence[str]) -> Table:
     rows = []
+    notes = Notes()
     cases = 0
     for line in result.lines:
         if not any(name in line.entries for name in measures):
@@ -99,8 +102,8 @@ def _task_table(result: StudyResult, title: str, measures: Sequence[str]) -> Tab
         cells = [Cell(row_title(line, result), head=True, number=False, strong=reference)]
         for name in measures:
             entry = line.entries.get(name)
-            cells.append(Cell(DASH if entry is None else interval_text(entry.value)))
-            cells.append(Cell(DASH if entry is None else compared_text(entry)))
+            cells.append(_value_cell(entry, notes))
+            cells.append(_difference_cell(entry, notes))
             cases = max(cases, 0 if entry is None else entry.cases)
         rows.append(Row(tuple(cells)))
     return Table(
@@ -108,8 +111,22 @@ def _task_table(result: StudyResult, title: str, measures: Sequence[str]) -> Tab
         columns=("", *(text for _ in measures for text in ("Value", "Difference"))),
         rows=tuple(rows),
         over=(("", 1), *((measure_title(name), 2) for name in measures)),
+        notes=notes.listed(),
         remark=CAUTION,
     )
+
+
+def _value_cell(entry: Entry | None, notes: Notes) -> Cell:
+    if entry is None:
+        return Cell(DASH)
+    return Cell(interval_text(entry.value), note=notes.letter(entry.value.reason))
+
+
+def _difference_cell(entry: Entry | None, notes: Notes) -> Cell:
+    if entry is None:
+        return Cell(DASH)
+    reason = None if entry.comparison is None else entry.comparison.difference.reason
+    return Cell(compared_text(entry), note=notes.letter(reason))
 
 
 def _published_table(result: StudyResult, place: int) -> Table:
@@ -148,17 +165,16 @@ def _gain_table(arm: str, name: str, gains: Sequence[Gain]) -> Table:
     protocols = list(dict.fromkeys(protocol for gain in gains for protocol in gain.lines))
     others = [protocol for protocol in protocols if protocol != "local"]
     rows = []
+    notes = Notes()
     for gain in gains:
         cells = [Cell(gain.site, head=True, number=False), Cell(str(_cases(gain)))]
-        for protocol in protocols:
-            entry = gain.lines.get(protocol)
-            cells.append(Cell(DASH if entry is None else interval_text(entry.value)))
+        cells += [_value_cell(gain.lines.get(protocol), notes) for protocol in protocols]
         for protocol in others:
             entry = gain.lines.get(protocol)
             comparison = None if entry is None else entry.comparison
             text = DASH if comparison is None else interval_text(comparison.difference, signed=True)
             cells.append(Cell(f"{text}, p {p_text(entry.p_adjusted)}" if comparison and entry else text))
-        rows.append(Row(tuple(cells)))
+        rows.append(Row(tuple(cells), faint=_cases(gain) < MIN_PATIENTS))
     titles = [PROTOCOL_TITLES[protocol] for protocol in protocols]
     return Table(
         title=f"What each hospital gained: {measure_title(name)}, {arm}",
@@ -166,7 +182,9 @@ def _gain_table(arm: str, name: str, gains: Sequence[Gain]) -> Table:
         rows=tuple(rows),
         over=(("", 2), (measure_title(name), len(protocols)), ("Against each alone", len(others))),
         words=frozenset({0}),
-        remark="Each hospital's own reported patients; 'each hospital alone' is the model that it would have "
+        notes=notes.listed(),
+        remark=f"Grey rows rest on fewer than {MIN_PATIENTS} cases and mean nothing beyond their interval. "
+        "Each hospital's own reported patients; 'each hospital alone' is the model that it would have "
         "without the others.",
     )
 

@@ -7,16 +7,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fedglioma.case import Case, Task
+from fedglioma.case import GENES, Case, Task
 from fedglioma.console import Progress, silent
 from fedglioma.data.prepare import Prepared, PrepareSettings
 from fedglioma.errors import FedGliomaError
-from fedglioma.metrics.genotype import MIN_PATIENTS
+from fedglioma.metrics.genotype import MIN_PATIENTS, MIN_RARER
 from fedglioma.training.learner import parameter_count
 from fedglioma_server import simulate
 from fedglioma_server.gather import Gathering, Hospital
 from fedglioma_server.records import write_json
 from fedglioma_server.runfolder import RunFolder, now
+from fedglioma_server.samerun import require_same_settings
 from fedglioma_server.study_baselines import TITLES, add_baselines
 from fedglioma_server.study_cells import POOLED, Cell, divide, expand
 from fedglioma_server.study_file import Study
@@ -86,6 +87,18 @@ def run_study(
     return result
 
 
+def require_same_study(request: StudyRun) -> None:
+    """Refuse a folder whose runs have other settings, before any of them is touched.
+
+    Raises
+    ------
+    ConfigError
+        A run that is there was made with other settings.
+    """
+    for cell in request.cells:
+        require_same_settings(RunFolder(cell.folder(request.out)), cell.settings)
+
+
 def prepare_study(request: StudyRun, progress: Progress = silent) -> PreparedWays:
     """Return the cases prepared in every way that the arms ask for.
 
@@ -127,15 +140,27 @@ def _run(request: StudyRun, cell: Cell, prepared: Prepared) -> None:
     simulate.run(simulation, prepared)
 
 
-def _caution(entries: Mapping[RowName, Mapping[str, Entry]]) -> str | None:
+def _caution(entries: Mapping[RowName, Mapping[str, Entry]], known: Known, size: str) -> str | None:
     """Return why the study's figures mean little; None where there are enough patients."""
+    said = []
+    if size == "test":
+        said.append("Test size: it shows that the study runs, not that one row is better than another.")
     fewest = min((entry.cases for row in entries.values() for entry in row.values()), default=0)
-    if fewest >= MIN_PATIENTS:
-        return None
-    return (
-        f"Too few patients ({fewest} with a known target in one of the measures): no value and no difference "
-        "means anything beyond its interval."
-    )
+    measures = {name for row in entries.values() for name in row}
+    genes = [gene for gene in GENES if any(name.startswith(f"{gene.value}.") for name in measures)]
+    rarer = min((_rarer(known, GENES.index(gene)) for gene in genes), default=MIN_RARER)
+    if fewest < MIN_PATIENTS or rarer < MIN_RARER:
+        few = f"{fewest} cases with a known target in one of the measures"
+        few += f", {rarer} of the rarer class" if rarer < MIN_RARER else ""
+        said.append(
+            f"Too few patients ({few}): no value and no difference means anything beyond its interval."
+        )
+    return " ".join(said) or None
+
+
+def _rarer(known: Known, column: int) -> int:
+    labels = [case[column] for case in known.labels.values()]
+    return min(labels.count(0), labels.count(1))
 
 
 def pooled(gathering: Gathering) -> Gathering:
@@ -194,7 +219,8 @@ def collect(
         divisions=study.divisions.kind,
         folds=len({cell.fold for cell in cells}),
         seeds=len(study.seeds),
-        caution=_caution(entries),
+        caution=_caution(entries, known, study.size),
+        settings={name: str(value) for name, value in {**study.run, **request.given}.items()},
         runs=len(cells),
         failed=dict(failed),
         reference=(reference.arm, reference.protocol),

@@ -60,6 +60,7 @@ class StudyResult(Frozen):
     folds: int
     seeds: int
     caution: str | None = None
+    settings: dict[str, str] = Field(default={}, description="run settings of every row")
     runs: int
     failed: dict[str, str] = Field(default={}, description="run -> why it failed")
     reference: tuple[str, str] = Field(description="arm and protocol that the others are compared with")

@@ -276,7 +276,7 @@ def test_model_of_another_size_is_not_taken_over(released: Path) -> None:
     wider = small_settings(width=2)
     learner = initial_learner(wider, COUNTS)
     with pytest.raises(ProtocolError, match="holds another network than the run trains"):
-        take_over(released, learner, Layout.of(learner.model, learner.loss))
+        take_over(released, learner)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedglioma.errors import ProtocolError
-from fedglioma.training.learner import EQUAL_COUNTS, initial_learner, layout_of
+from fedglioma.training.learner import EQUAL_COUNTS, initial_learner
 from fedglioma.training.released import take_over
 from fedglioma.weights import pack
 from tests.federation_fixture import assert_same_bits
@@ -21,7 +21,7 @@ def test_run_begins_with_the_released_weights_whatever_its_seed_and_counts(
     write_release(tmp_path / "model", released)
     asked = released.model_copy(update={"seed": 7, "lr": 1e-5, "rounds": 2, "precision": "float32"})
     learner = initial_learner(asked, EQUAL_COUNTS)
-    take_over(tmp_path / "model", learner, layout_of(asked))
+    take_over(tmp_path / "model", learner)
     expected = initial_learner(released, EQUAL_COUNTS)
     assert_same_bits(pack(learner.model, learner.loss), pack(expected.model, expected.loss))
 
@@ -30,7 +30,7 @@ def test_model_of_fedbn_gives_what_is_shared_and_leaves_the_norms(tmp_path: Path
     settings = small_settings(preset="reference", strategy="fedbn")
     write_release(tmp_path / "model", settings)
     learner = initial_learner(settings.model_copy(update={"seed": 7}), EQUAL_COUNTS)
-    take_over(tmp_path / "model", learner, layout_of(settings))
+    take_over(tmp_path / "model", learner)
     expected = initial_learner(settings, EQUAL_COUNTS)
     assert_same_bits(pack(learner.model, learner.loss), pack(expected.model, expected.loss))
 
@@ -53,7 +53,7 @@ def test_another_network_is_refused_and_nothing_is_copied(changed: dict[str, obj
     learner = initial_learner(asked, EQUAL_COUNTS)
     before = pack(learner.model, learner.loss)
     with pytest.raises(ProtocolError, match="holds another network than the run trains; start from one of"):
-        take_over(tmp_path / "model", learner, layout_of(asked))
+        take_over(tmp_path / "model", learner)
     assert_same_bits(pack(learner.model, learner.loss), before)
 
 
@@ -67,7 +67,7 @@ def test_damaged_weights_are_refused_and_nothing_is_copied(tmp_path: Path) -> No
     learner = initial_learner(settings, EQUAL_COUNTS)
     before = pack(learner.model, learner.loss)
     with pytest.raises(ProtocolError, match="damaged"):
-        take_over(folder, learner, layout_of(settings))
+        take_over(folder, learner)
     assert_same_bits(pack(learner.model, learner.loss), before)
 
 
@@ -77,4 +77,4 @@ def test_folder_that_holds_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"format": "other"}), encoding="utf-8")
     for folder in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(ProtocolError, match="not a released model"):
-            take_over(folder, learner, layout_of(settings))
+            take_over(folder, learner)
