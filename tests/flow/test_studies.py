@@ -1,7 +1,9 @@
 """The shipped studies at test size on one made-up cohort, and what becomes of a study that is stopped."""
 
 import csv
+import fcntl
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,30 @@ def test_finetuned_run_starts_from_the_federated_model(cohort: Path, tmp_path: P
     assert {gain["site"] for gain in gains} == {"all", "henan", "ningxia", "zhengzhou"}
     assert all(set(gain["lines"]) == {"federated", "local", "finetuned", "centralised"} for gain in gains)
     assert "What each hospital gained" in (tmp_path / "study" / "report.html").read_text()
+
+
+def test_other_settings_in_the_same_folder_are_refused_and_nothing_is_lost(
+    cohort: Path, tmp_path: Path
+) -> None:
+    arms = [{"name": "one", "width": 1}]
+    run(cohort, tmp_path / "study", small_study(tmp_path, arms=arms), "--bootstrap", "100")
+    before = (tmp_path / "study" / "results.json").read_bytes()
+    code, data = run(cohort, tmp_path / "study", small_study(tmp_path, arms=arms), "--bootstrap", "200")
+    assert code == 2
+    assert "holds a run with bootstrap 100, 200 is asked for" in data["error"]
+    assert (tmp_path / "study" / "results.json").read_bytes() == before
+
+
+def test_second_study_in_a_folder_is_refused_while_the_first_runs(cohort: Path, tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    handle = os.open(tmp_path / "study", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        code, data = run(cohort, tmp_path / "study", small_study(tmp_path))
+    finally:
+        os.close(handle)
+    assert code == 2
+    assert "a study is running here" in data["error"]
 
 
 def test_dry_run_lists_the_runs_and_leaves_nothing(cohort: Path, tmp_path: Path) -> None:

@@ -105,3 +105,16 @@ def test_divisions_of_a_file_are_used_as_they_stand(tmp_path: Path) -> None:
 def test_too_many_runs_are_refused() -> None:
     with pytest.raises(ConfigError, match="at most 10000"):
         expand(study(seeds=tuple(range(2000))), CASES, {})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"), [({"lr": 0.5}, "the arms differ in lr"), ({"seed": 3}, "--seed")]
+)
+def test_what_is_typed_cannot_make_the_arms_one(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        expand(study(), CASES, given)
+
+
+def test_measure_that_no_arm_is_asked_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"segmentation\.dice: no arm is asked that"):
+        expand(study(measures=("segmentation.dice",)), CASES, {})
