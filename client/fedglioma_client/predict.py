@@ -122,6 +122,12 @@ class Outcome:
         lines = ["SYNTHETIC DATA: " + SYNTHETIC] * self.predictor.identity.synthetic
         lines += [f"warning: {doubt}" for doubt in self.predictor.doubts]
         lines += table_of(shown)
+        lines += [
+            f"warning: {one.patient}: {doubt}"
+            for one in shown
+            for doubt in one.doubts
+            if doubt not in self.predictor.doubts
+        ]
         if self.kept:
             lines.append(f"{several(len(self.kept), 'patient')} of them had this result already")
         if self.left_out:

@@ -26,6 +26,9 @@ MARKERS_ONLY: Final = (
     "is no diagnosis."
 )
 
+LARGEST_SHARE: Final = 0.4
+"""Of the brain's volume: an outline above it is no tumour's."""
+
 
 class MarkerPrediction(Frozen):
     """One marker: ``probability`` is the network's, uncalibrated, of ``changed``; ``call`` 1 from 0.5 on."""
@@ -145,8 +148,19 @@ def describe(
         model=predictor.identity,
         question=question,
         device=str(predictor.device),
-        doubts=predictor.doubts,
+        doubts=(*predictor.doubts, *_doubts_of_size(tumour, brain_ml)),
         warnings=warnings,
+    )
+
+
+def _doubts_of_size(tumour: TumourPrediction | None, brain_ml: float | None) -> tuple[str, ...]:
+    """Return what is wrong with an outline that no tumour can have."""
+    if tumour is None or not brain_ml or tumour.volume_ml <= LARGEST_SHARE * brain_ml:
+        return ()
+    share = tumour.volume_ml / brain_ml
+    return (
+        f"the outline has {tumour.volume_ml:.0f} mL, {share:.0%} of the brain: no tumour is that large, do "
+        "not believe it",
     )
 
 

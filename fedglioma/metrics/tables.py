@@ -8,7 +8,7 @@ from pydantic import Field
 
 from fedglioma.case import GENE_TITLES, GENES, Frozen, Gene
 from fedglioma.metrics.bootstrap import CONFIDENCE, RESAMPLES
-from fedglioma.metrics.genotype import GeneMetrics, gene_metrics
+from fedglioma.metrics.genotype import MIN_PATIENTS, GeneMetrics, gene_metrics
 from fedglioma.metrics.predictions import Predictions
 from fedglioma.metrics.segmentation import SegmentationMetrics, segmentation_metrics
 from fedglioma.metrics.who import WhoTable, who_table
@@ -53,7 +53,8 @@ def evaluate(
     """Return the tables of the cases of ``split``: overall, by site, by modality subset, by WHO class."""
     cases = predictions.select(np.array([s == split for s in predictions.split], dtype=bool))
     overall = _genes(cases, resamples, seed)
-    caution = _caution(len(cases), overall)
+    tumours = _tumours(cases, resamples, seed)
+    caution = _caution(len(cases), overall, tumours)
     return Evaluation(
         split=split,
         n_cases=len(cases),
@@ -66,7 +67,7 @@ def evaluate(
         by_site=_by(cases, cases.sites, resamples, seed),
         by_modalities=_by(cases, cases.modalities, resamples, seed),
         who=who_table(cases, resamples=resamples, seed=seed) if cases.genes == GENES else None,
-        segmentation=_tumours(cases, resamples, seed),
+        segmentation=tumours,
         segmentation_by_site={
             site: found
             for site in sorted(set(cases.sites))
@@ -99,16 +100,22 @@ def _by(
     return {key: _genes(cases.select(column == key), resamples, seed) for key in sorted(set(keys))}
 
 
-def _caution(n_cases: int, overall: dict[Gene, GeneMetrics]) -> str | None:
+def _caution(
+    n_cases: int, overall: dict[Gene, GeneMetrics], tumours: SegmentationMetrics | None
+) -> str | None:
     if not n_cases:
         return "No case was held out, so nothing was measured."
     measured = {gene: m for gene, m in overall.items() if m.n}
     if overall and not measured:
         return "No held-out patient has a known marker, so nothing could be measured."
     weak = [f"{GENE_TITLES[gene]}: {m.caution}" for gene, m in measured.items() if m.caution is not None]
+    what = "accuracy of these markers"
+    if tumours is not None and tumours.n - tumours.no_dice < MIN_PATIENTS:
+        weak.append(f"outlines: {tumours.n - tumours.no_dice} cases that somebody outlined")
+        what = "figure of these"
     if not weak:
         return None
     return (
         f"Too few patients to judge the model ({'; '.join(weak)}): "
-        "no accuracy of these markers means anything beyond its interval."
+        f"no {what} means anything beyond its interval."
     )
