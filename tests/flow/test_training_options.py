@@ -284,7 +284,7 @@ def test_run_is_not_continued_from_another_start(cohort: Path, first: Path, tmp_
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--width", "2"), "holds another network than the run trains; start from one of the same"),
+        (("--width", "2"), "holds another network than the run trains: width 1 there, 2 here"),
         (("--guide", "none"), "holds another network than the run trains"),
     ],
 )
