@@ -54,7 +54,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "schedule": "cosine",
         "head_lr": 0.5,
         "weight_decay": 0.0,
-        "shift_voxels": 10,
         "one_flip": True,
         "channels_last": True,
     },
@@ -66,6 +65,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "swinunetr": {"width": 48},
 }
 """Defaults of the other networks: SGPNet's paper, and the sizes that MONAI's networks were published in."""
+
+SGPNET_SHIFT = 10 / 144
+"""How far a training image is moved at most, in edges of the cube; its paper names no range."""
 
 _OWN_SWITCHES: dict[str, tuple[str, ...]] = {
     "mdpnet": ("path2", "attention", "guide"),
@@ -262,7 +264,10 @@ class RunConfig(Frozen):
             return table
         name = table.get("model")
         recipe = RECIPES.get(name, {}) if isinstance(name, str) else {}
-        return {**recipe, **table}
+        merged = {**recipe, **table}
+        if name == "sgpnet" and isinstance(merged["crop"], int):
+            merged.setdefault("shift_voxels", max(1, round(SGPNET_SHIFT * merged["crop"])))
+        return merged
 
     @model_validator(mode="after")
     def _switches_belong_to_the_model(self) -> Self:

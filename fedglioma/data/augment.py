@@ -1,7 +1,7 @@
 """Augmentation in two steps: draw the parameters, then apply them, so that any image can be replayed."""
 
 from dataclasses import dataclass
-from typing import Final, Self, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +10,6 @@ from pydantic import Field
 from fedglioma.case import CHANNELS, UNKNOWN, Frozen
 
 Value = TypeVar("Value", np.float32, np.int8)
-
-SGPNET_EDGE: Final = 144
-SGPNET_SHIFT: Final = 10
 
 
 class Augmentation(Frozen):
@@ -30,16 +27,6 @@ class Augmentation(Frozen):
     shift_voxels: int = Field(default=0, ge=0)
     shift_p: float = Field(default=0.5, ge=0, le=1)
     one_flip_p: float = Field(default=0.0, ge=0, le=1)
-
-    @classmethod
-    def sgpnet(cls, edge: int = SGPNET_EDGE) -> Self:
-        """Return SGPNet's own: a translation and a flip, each in half of the cases.
-
-        Its paper names neither the range nor the axes; 10 of 144 voxels, and as large a part of another
-        ``edge``, is our choice.
-        """
-        voxels = max(1, round(SGPNET_SHIFT * edge / SGPNET_EDGE))
-        return cls(flip=0, shift_voxels=voxels, shift_p=0.5, one_flip_p=0.5)
 
 
 @dataclass(frozen=True)

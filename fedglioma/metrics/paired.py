@@ -1,10 +1,10 @@
-"""Models compared on the same patients: a measure's interval, a difference's, and the swap test.
+"""Models compared on the same patients: a measure's interval, a difference's, swap test, Holm's correction.
 
 The intervals are those of other patients for these trained models. How far another training set would
 have moved the models is in the spread of seeds and folds, not in them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -172,6 +172,22 @@ def compare(
         undefined_folds=int(np.isnan(by_fold[:, 0]).sum()),
         seeds=first.shape[1],
     )
+
+
+def holm(p_values: Sequence[float | None]) -> tuple[float | None, ...]:
+    """Return p-values adjusted for their number, in the same order; a ``None`` is no test and stays one.
+
+    All below 0.05 may be called significant, with at most one chance in twenty that any is wrongly so,
+    whatever depends on what: Holm (1979), Scandinavian Journal of Statistics 6(2), 65-70.
+    """
+    tested = [i for i, p in enumerate(p_values) if p is not None]
+    p = np.array([p_values[i] for i in tested], dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    raised = np.minimum(np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p)))), 1)
+    adjusted: list[float | None] = [None] * len(p_values)
+    for rank, place in enumerate(order):
+        adjusted[tested[int(place)]] = float(raised[rank])
+    return tuple(adjusted)
 
 
 def _ranks(values: FloatArray, rows: Rows, *, pooled: bool) -> FloatArray:

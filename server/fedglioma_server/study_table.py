@@ -8,8 +8,7 @@ from pydantic import Field
 from fedglioma.case import Frozen, Task
 from fedglioma.metrics.bootstrap import Measure
 from fedglioma.metrics.criterion import Criterion
-from fedglioma.metrics.paired import Comparison, compare, interval
-from fedglioma.metrics.significance import holm
+from fedglioma.metrics.paired import Comparison, compare, holm, interval
 from fedglioma_server.study_file import Published, Study
 from fedglioma_server.study_results import Known, RowName
 

@@ -93,7 +93,8 @@ def test_intensities_leave_the_mask_alone() -> None:
 
 def test_sgpnets_own_moves_and_mirrors_half_of_the_time_each() -> None:
     generator = np.random.default_rng(0)
-    outcomes = [draw(Augmentation.sgpnet(), generator) for _ in range(4000)]
+    own = Augmentation(flip=0, one_flip_p=0.5, shift_voxels=10)
+    outcomes = [draw(own, generator) for _ in range(4000)]
     flips = np.array([outcome.flips for outcome in outcomes])
     assert set(flips.sum(axis=1)) == {0, 1}
     assert flips.any(axis=1).mean() == pytest.approx(0.5, abs=0.03)
@@ -107,11 +108,6 @@ def test_sgpnets_own_moves_and_mirrors_half_of_the_time_each() -> None:
     both = flips.any(axis=1) & moves.any(axis=1)
     assert both.mean() == pytest.approx(0.25, abs=0.03)
     assert all(outcome.scale == Draw.scale and outcome.shift == Draw.shift for outcome in outcomes)
-
-
-@pytest.mark.parametrize(("edge", "voxels"), [(144, 10), (48, 3), (16, 1)])
-def test_smaller_cube_is_moved_by_the_same_part(edge: int, voxels: int) -> None:
-    assert Augmentation.sgpnet(edge).shift_voxels == voxels
 
 
 def test_translation_leaves_the_other_draws_as_they_were() -> None:

@@ -103,3 +103,9 @@ def test_wrong_settings_are_refused_in_one_line(name: str, switches: dict[str, A
     with pytest.raises(ConfigError, match=message) as caught:
         build_model(name, Switches(**switches))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("crop", "voxels"), [(144, 10), (48, 3), (32, 2)])
+def test_sgpnet_moves_a_smaller_cube_by_the_same_part(crop: int, voxels: int) -> None:
+    assert RunConfig(model="sgpnet", crop=crop).shift_voxels == voxels
+    assert RunConfig(model="sgpnet", crop=crop, shift_voxels=7).shift_voxels == 7
