@@ -83,7 +83,9 @@ def intensities_text(record: RunRecord) -> str:
 def reading_text(settings: RunConfig) -> str:
     """Return how an image is given to the network."""
     reader = Reader.of(settings)
-    if reader.window is None:
+    if settings.preprocessing == "sgpnet":
+        text = f"the whole brain's box, stretched to {settings.crop} voxels along each axis"
+    elif reader.window is None:
         text = f"a centre crop of {settings.crop} voxels per axis, zero-padded where the image is smaller"
     else:
         text = (
