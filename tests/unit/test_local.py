@@ -164,7 +164,8 @@ def test_augmentation_is_what_the_settings_say(tmp_path: Path) -> None:
 
     assert chosen() == (0.5, 0.0, 0.0, 0.0, 0)
     assert chosen(flips=False, intensity=True) == (0.0, 0.0, 0.1, 0.1, 0)
-    assert chosen(model="sgpnet") == (0.0, 0.5, 0.0, 0.0, 10)
+    assert chosen(model="sgpnet", crop=144) == (0.0, 0.5, 0.0, 0.0, 10)
+    assert chosen(model="sgpnet", crop=32) == (0.0, 0.5, 0.0, 0.0, 2)
     assert chosen(model="sgpnet", flips=False, shift_voxels=0) == (0.0, 0.0, 0.0, 0.0, 0)
 
 

@@ -303,7 +303,7 @@ def test_loss_that_is_no_number_is_told(tmp_path: Path, alone: Alone) -> None:
     cases = made_up_cases(tmp_path / "cases", 2)
     np.save(cases[0].array, np.full((4, 20, 20, 20), np.nan, np.float16))
     trouble = alone(cases)
-    assert (trouble.kind, trouble.error) == ("said", "FedGliomaError")
+    assert (trouble.kind, trouble.error) == ("said", "Diverged")
     assert trouble.message.startswith("training diverged: the loss became nan at or before step 1;")
 
 
