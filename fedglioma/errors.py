@@ -11,6 +11,8 @@
     │   ├── NoUsableCase            every patient was left out; names the first
     │   └── ScaleError              intensities do not fit the consortium's scale
     ├── PolicyError             5   the site's policy refuses
+    ├── PrivacyError            5   what protects the patients does not hold
+    │   └── BudgetExhausted     6   the site's privacy budget does not allow it
     ├── ProtocolError           1   a message or a checkpoint is not what was agreed
     ├── AggregationError        1   the sites' updates cannot be combined
     └── IdentityError           7   a certificate or key does not prove who it should
@@ -74,6 +76,18 @@ class PolicyError(FedGliomaError):
     """The site's own policy refuses what the coordinator asks."""
 
     exit_code = 5
+
+
+class PrivacyError(FedGliomaError):
+    """What protects the site's patients does not hold: the ledger was changed, or terms cannot be kept."""
+
+    exit_code = 5
+
+
+class BudgetExhausted(PrivacyError):
+    """The site's patients would lose more privacy than their hospital allows."""
+
+    exit_code = 6
 
 
 class ProtocolError(FedGliomaError):
