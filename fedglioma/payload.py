@@ -7,6 +7,8 @@ payload        from a site
 ``bfloat16``   its step, each number rounded to the nearest bfloat16 (to even)
 ``int8``       its step, each number as a multiple -127 to 127 of its block's scale, the largest
                magnitude of 1024 numbers / 127
+``masked``     its weighted step in fixed point under the masks of a secure sum, and one number
+               more, its weight (``privacy/masked.py``)
 =============  =================================================================================
 
 A step is local - received in float32. It is off by at most 2^-8 of its own magnitude (bfloat16, above
@@ -14,7 +16,7 @@ A step is local - received in float32. It is off by at most 2^-8 of its own magn
 travel as float32 with every payload: rounded on this way, they were slow to learn (docs/payload.md).
 
 Each group stays one flat array: float32, uint16 (the upper half of a float32), or uint8 (the float32 scales
-of all blocks, then the multiples as int8).
+of all blocks, then the multiples as int8), or uint32 (masked).
 """
 
 from collections.abc import Mapping
@@ -43,11 +45,13 @@ class Sliceable(Protocol):
 
 def forms(payload: Payload, sizes: Mapping[str, int]) -> dict[str, tuple[str, int]]:
     """Return dtype and number of elements of each group on the road, given its numbers."""
-    kinds = {"float32": "float32", "bfloat16": "uint16", "int8": "uint8"}
-    return {
-        group: (kinds[payload], size + 4 * _blocks(size) if payload == "int8" else size)
-        for group, size in sizes.items()
-    }
+    kinds = {"float32": "float32", "bfloat16": "uint16", "int8": "uint8", "masked": "uint32"}
+    return {group: (kinds[payload], size + _more(payload, size)) for group, size in sizes.items()}
+
+
+def _more(payload: Payload, size: int) -> int:
+    """Return how many elements travel beyond one for each number."""
+    return {"int8": 4 * _blocks(size), "masked": 1}.get(payload, 0)
 
 
 def packed_bytes(payload: Payload, sizes: Mapping[str, int]) -> int:

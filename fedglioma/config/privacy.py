@@ -1,10 +1,14 @@
-"""PrivacyTerms: what a run asks for in the name of privacy, and what a site allows at most."""
+"""PrivacyTerms: the noise that a run asks for, and which of a run's settings hold together with it."""
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from fedglioma.case import Frozen
+
+if TYPE_CHECKING:
+    from fedglioma.config.run import RunConfig
 
 Clipping = Literal["flat", "per_layer"]
 AccountantName = Literal["prv", "rdp"]
@@ -12,8 +16,10 @@ PrivacyName = Literal["none", "site", "central"]
 
 LARGEST_DELTA = 0.01
 """Above it a patient in a hundred may lose all privacy."""
-MOST_EPSILON = 100.0
-"""Above it noise would be said to protect what it does not."""
+ROBUST = ("median", "trimmed_mean", "multikrum")
+"""Strategies that compare single updates, which nobody sees under secure aggregation."""
+FEWEST_MASKED = 3
+"""Sites in a masked sum: of two, each knows the other's part."""
 
 
 class PrivacyTerms(Frozen):
@@ -38,3 +44,67 @@ class PrivacyTerms(Frozen):
     def steps(self) -> int:
         """Steps of the whole run."""
         return self.steps_per_round * self.rounds
+
+
+def require_whole(settings: "RunConfig") -> None:
+    """Raise ``ValueError`` for the first setting that does not go with the run's privacy, and say why."""
+    if settings.privacy == "none" and (settings.noise_multiplier or settings.target_epsilon):
+        raise ValueError(
+            "noise_multiplier and target_epsilon: without effect while privacy is none; set privacy to site "
+            "or central"
+        )
+    if settings.privacy != "none" and not (settings.noise_multiplier or settings.target_epsilon):
+        raise ValueError(f"privacy: {settings.privacy}: give target_epsilon, or noise_multiplier itself")
+    for name, why in _conflicts(settings):
+        raise ValueError(f"{name}: {why}")
+
+
+def _conflicts(settings: "RunConfig") -> Iterator[tuple[str, str]]:
+    if settings.privacy == "central" and settings.strategy != "fedavg":
+        yield (
+            "privacy",
+            f"central: the noise is that of a plain mean, {settings.strategy} is not accounted for: choose "
+            "strategy fedavg",
+        )
+    if settings.privacy == "site":
+        yield from ((name, f"{why}: not with privacy site") for name, why in _against_site(settings))
+    if settings.secure_aggregation:
+        yield from ((name, f"{why}: not with secure_aggregation") for name, why in _against_masks(settings))
+    elif settings.payload == "masked":
+        yield "payload", "masked: only with secure_aggregation"
+    if settings.secure_statistics and settings.find_duplicates:
+        yield "find_duplicates", "tells the server of single sites' patients: not with secure_statistics"
+
+
+def _against_site(settings: "RunConfig") -> Iterator[tuple[str, str]]:
+    if settings.preset != "recommended":
+        yield "preset", f"{settings.preset} normalises over the batch"
+    if settings.weighting == "uncertainty":
+        yield "weighting", "learned loss weights follow the labels"
+    if settings.counts == "local":
+        yield "counts", "a site's exact counts would shape its loss"
+    if settings.compile:
+        yield "compile", "a compiled network gives no gradients by patient"
+    if settings.checkpointing:
+        yield "checkpointing", "activations that are made again give no gradients by patient"
+    if settings.accumulate > 1:
+        yield "accumulate", "sampling_rate decides what a step consists of"
+    if settings.precision in ("bfloat16", "float16"):
+        yield "precision", "clipping needs float32"
+    if settings.secure_statistics:
+        yield "secure_statistics", "each site's counts are noised by themselves"
+
+
+def _against_masks(settings: "RunConfig") -> Iterator[tuple[str, str]]:
+    if settings.strategy in ROBUST:
+        yield "strategy", f"{settings.strategy} compares single updates, which nobody sees"
+    if settings.payload != "masked":
+        yield "payload", f"{settings.payload} is not masked; leave payload out"
+    if settings.norm_limit > 0:
+        yield "norm_limit", "nobody sees the length of a single update; set it to 0"
+    if settings.keep_updates:
+        yield "keep_updates", "there are no single updates to keep"
+    if settings.privacy == "central":
+        yield "privacy", "central clips single updates, which nobody sees"
+    if settings.quorum < FEWEST_MASKED:
+        yield "quorum", f"a masked sum needs {FEWEST_MASKED} sites"

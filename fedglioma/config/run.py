@@ -13,6 +13,15 @@ from typing import Any, Literal, Self, get_args
 from pydantic import ConfigDict, Field, model_validator
 
 from fedglioma.case import GENES, Frozen, Gene, Modality, Task
+from fedglioma.config.privacy import (
+    FEWEST_MASKED,
+    LARGEST_DELTA,
+    AccountantName,
+    Clipping,
+    PrivacyName,
+    PrivacyTerms,
+    require_whole,
+)
 from fedglioma.config.reading import checked, read_yaml
 from fedglioma.errors import ConfigError
 
@@ -28,7 +37,7 @@ Strategy = Literal[
     "fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedbn", "median", "trimmed_mean", "multikrum"
 ]
 Preprocessing = Literal["standard", "mdpnet", "sgpnet", "fusion"]
-Payload = Literal["float32", "bfloat16", "int8"]
+Payload = Literal["float32", "bfloat16", "int8", "masked"]
 Weighting = Literal["auto", "uncertainty", "fixed"]
 
 SERVER_LR: dict[str, float] = {"fedavgm": 1.0, "fedadam": 0.1, "fedyogi": 0.01}
@@ -165,7 +174,8 @@ class RunConfig(Frozen):
     )
     payload: Payload = Field(
         default="int8",
-        description="what a site sends: float32 weights, or its step rounded to bfloat16 or int8",
+        description="what a site sends: float32 weights, its step rounded to bfloat16 or int8, or "
+        "masked with secure_aggregation",
     )
     norm_limit: float = Field(
         default=10.0,
@@ -176,11 +186,77 @@ class RunConfig(Frozen):
     weighting: Weighting = Field(
         default="auto",
         description="weights of the three tasks: uncertainty (learned), fixed (equal), "
-        "or auto: fixed with fedprox, uncertainty with the others",
+        "or auto: fixed with fedprox and privacy site, uncertainty with the others",
     )
     counts: Literal["global", "local"] = Field(
         default="global",
         description="class counts behind the loss margins: summed over the sites, or each site's own",
+    )
+    privacy: PrivacyName = Field(
+        default="none",
+        description="differential privacy: none; site: each site trains with noise, a patient is hidden; "
+        "central: the server adds noise to the mean, a hospital is hidden from whoever sees the model",
+    )
+    noise_multiplier: float = Field(
+        default=0.0,
+        ge=0,
+        le=1000,
+        description="standard deviation of the noise in units of clip_norm; 0: the least that keeps "
+        "target_epsilon",
+    )
+    target_epsilon: float = Field(
+        default=0.0, ge=0, le=1000, description="epsilon of the whole run, from which the noise is derived"
+    )
+    delta: float = Field(
+        default=1e-5,
+        gt=0,
+        le=LARGEST_DELTA,
+        description="chance with which privacy may be lost beyond epsilon; well below 1 / patients",
+    )
+    clip_norm: float = Field(
+        default=1.0,
+        gt=0,
+        le=1000,
+        description="length that a patient's gradient (privacy site) or a site's step (central) is cut to",
+    )
+    clipping: Clipping = Field(
+        default="flat",
+        description="flat: one length over all layers; per_layer: to each its part (privacy site)",
+    )
+    sampling_rate: float = Field(
+        default=0.1,
+        gt=0,
+        le=1,
+        description="chance of each patient to be in a step (privacy site); an epoch has 1 / rate steps",
+    )
+    accountant: AccountantName = Field(
+        default="prv", description="how epsilon is computed: prv (tighter) or rdp"
+    )
+    counts_epsilon: float = Field(
+        default=0.5,
+        gt=0,
+        le=100,
+        description="epsilon of the noise on the counts of the statistics round (privacy site)",
+    )
+    secure_aggregation: bool = Field(
+        default=False,
+        description="the server learns the sum of the sites' updates and no single one; three sites or more",
+    )
+    secure_statistics: bool = Field(
+        default=False,
+        description="the same for the counts and intensity landmarks of the statistics round",
+    )
+    secure_range: float = Field(
+        default=4.0,
+        gt=0,
+        le=1e4,
+        description="largest change of one weight in a round under secure_aggregation; beyond it a site is "
+        "left out",
+    )
+    secure_wait_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="seconds for each of the short exchanges around a masked sum",
     )
     flips: bool = Field(default=True, description="random flips along each axis in training")
     one_flip: bool = Field(
@@ -267,6 +343,8 @@ class RunConfig(Frozen):
         merged = {**recipe, **table}
         if name == "sgpnet" and isinstance(merged["crop"], int):
             merged.setdefault("shift_voxels", max(1, round(SGPNET_SHIFT * merged["crop"])))
+        if merged.get("secure_aggregation") is True:
+            merged = {"payload": "masked", "norm_limit": 0.0, "quorum": FEWEST_MASKED} | merged
         return merged
 
     @model_validator(mode="after")
@@ -304,6 +382,40 @@ class RunConfig(Frozen):
         if 0 < self.norm_limit < 1:
             raise ValueError("norm_limit: at least 1, or 0 for none; below 1 the median itself is left out")
         return self
+
+    @model_validator(mode="after")
+    def _privacy_holds(self) -> Self:
+        require_whole(self)
+        return self
+
+    @property
+    def steps_per_round(self) -> int:
+        """Steps of a site in a round of private training: 1 / sampling_rate in an epoch, rounded."""
+        return max(1, round(self.local_epochs / self.sampling_rate))
+
+    @property
+    def privacy_terms(self) -> PrivacyTerms | None:
+        """Terms of differentially private training at the sites; None where they train without.
+
+        Raises
+        ------
+        ConfigError
+            The noise was not derived from ``target_epsilon`` yet.
+        """
+        if self.privacy != "site":
+            return None
+        if self.noise_multiplier == 0:
+            raise ConfigError("noise_multiplier: not derived from target_epsilon yet")
+        return PrivacyTerms(
+            noise_multiplier=self.noise_multiplier,
+            clip_norm=self.clip_norm,
+            clipping=self.clipping,
+            sampling_rate=self.sampling_rate,
+            delta=self.delta,
+            accountant=self.accountant,
+            steps_per_round=self.steps_per_round,
+            rounds=self.rounds,
+        )
 
     @property
     def pos_grid(self) -> tuple[int, int, int]:
@@ -358,11 +470,12 @@ class RunConfig(Frozen):
         """``weighting`` with ``auto`` resolved.
 
         With uncertainty weights the loss starts a few hundred times smaller, so that the proximal term
-        of FedProx would drown it; equal fixed weights keep the two on one scale.
+        of FedProx would drown it; equal fixed weights keep the two on one scale. So would the noise of
+        private training, and learned weights would follow the labels without noise.
         """
         if self.weighting != "auto":
             return self.weighting
-        return "fixed" if self.strategy == "fedprox" else "uncertainty"
+        return "fixed" if self.strategy == "fedprox" or self.privacy == "site" else "uncertainty"
 
     @property
     def server_learning_rate(self) -> float:

@@ -49,7 +49,7 @@ def conclude(
     evaluation.write(folder.evaluation / "metrics.json")
     if coordinator.reported:
         write_outcome(folder.survival, held_out, predictions, synthetic=record.synthetic)
-    privacy = privacy_record(record)
+    privacy = privacy_record(record, rounds)
     write_json(folder.path / "privacy.json", privacy)
     write_card(folder.model, record, chosen, evaluation, privacy.statement, rounds[-1].round)
     folder.update(status="completed", finished=now())

@@ -31,6 +31,7 @@ from fedglioma_server.checkpoint import Checkpoints
 from fedglioma_server.records import HeldOutRound, RoundRecord, write_rounds
 from fedglioma_server.runfolder import RunFolder
 from fedglioma_server.runstatus import Stopped
+from fedglioma_server.spending import with_epsilon
 from fedglioma_server.strategy import RoundStrategy
 
 logger = logging.getLogger(__name__)
@@ -147,7 +148,9 @@ class HeldOut:
         line = RoundRecord(
             round=number,
             seconds={phase: round(value, 4) for phase, value in seconds.items()},
-            sites=dict(sorted(self.strategy.ledger.sites.items())),
+            sites=with_epsilon(
+                self.strategy.settings, self.rounds, dict(sorted(self.strategy.ledger.sites.items()))
+            ),
             heldout=heldout,
             log_variances=log_variances(self.learner),
             selected=number > 0 and _better(heldout.loss, best.heldout.loss if best else None),

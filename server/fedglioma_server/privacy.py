@@ -1,21 +1,35 @@
 """What is said of a run's privacy: in words, beside the model and in the report."""
 
-from fedglioma.noise import DELTA
-from fedglioma_server.records import PrivacyRecord, RunRecord
+from collections.abc import Sequence
+from typing import Any
 
-STATEMENT = (
-    "Not differentially private. Images, labels and identifiers stay at the sites, but the coordinator reads "
-    "each site's trained weights as they are (on the way to it they are encrypted), and such weights can "
-    "reveal something of the patients that they were trained on. No epsilon can be stated for this run."
+from fedglioma.config.run import RunConfig
+from fedglioma.noise import DELTA
+from fedglioma_server.records import PrivacyRecord, RoundRecord, RunRecord
+from fedglioma_server.spending import spent_by_site
+
+READ = (
+    "the coordinator reads each site's trained weights as they are (on the way to it they are encrypted), and "
+    "such weights can reveal something of the patients that they were trained on"
+)
+SUMMED = (
+    "the coordinator reads the sum of the sites' updates of each round and no single one of them, and even a "
+    "sum can reveal something of the patients behind it"
+)
+NOT_PRIVATE = (
+    "Not differentially private. Images, labels and identifiers stay at the sites, but {seen}. No epsilon can "
+    "be stated for this run."
 )
 COUNTS = (
     "counts of cases, labels and modality subsets; cells below the small-cell limit are suppressed, "
     "totals are rounded up to a multiple of it"
 )
 UPDATES = {
-    "float32": "the trained weights of each round, as 32-bit numbers, neither noised nor masked",
-    "bfloat16": "the step that training made in each round, rounded to 16 bits, neither noised nor masked",
-    "int8": "the step that training made in each round, rounded to 8 bits, neither noised nor masked",
+    "float32": "the trained weights of each round, as 32-bit numbers",
+    "bfloat16": "the step that training made in each round, rounded to 16 bits",
+    "int8": "the step that training made in each round, rounded to 8 bits",
+    "masked": "the step that training made in each round, weighted, in fixed point, under masks that cancel "
+    "only in the sum over the sites; public keys and encrypted shares of secrets around it",
 }
 LANDMARKS = (
     "once, for each sequence of which there are 5 cases or more: the sums of three intensity landmarks, and "
@@ -25,48 +39,150 @@ TAGS = (
     "once, of a hospital that set a linkage key: a keyed tag of each training image and, where linkage_id is "
     "known, of each patient, among tags of nobody; who lacks the key cannot try what they stand for"
 )
-LEAVES = [
+LOSSES = (
     "per round: mean training loss in total and per gene to four digits, where at least the small-cell limit "
-    "of cases stands behind it; number of steps, seconds by phase",
-]
+    "of cases stands behind it; number of steps, seconds by phase"
+)
+NO_LOSSES = "per round: number of steps and seconds by phase; no training loss"
 STAYS = [
     "images, masks and everything in a file's header",
     "patient ids, file names and paths, dates, ages, sex, follow-up",
     "the label of any single case",
     "the optimizer's state",
 ]
+BESIDE_LANDMARKS = "the rounded numbers of cases that stand beside the noised intensity landmarks"
 
 
-def privacy_record(record: RunRecord) -> PrivacyRecord:
-    """Return the privacy statement of a run."""
+def privacy_record(record: RunRecord, rounds: Sequence[RoundRecord] = ()) -> PrivacyRecord:
+    """Return the privacy statement of a run after the rounds on record."""
+    settings = record.settings
     limits = [site.small_cell_limit for site in record.sites.values()]
     return PrivacyRecord(
-        differentially_private=False,
-        statement=STATEMENT,
         small_cell_limit=min(limits, default=1),
         leaves_a_site=[
-            COUNTS,
+            _counts(settings),
             *_landmarks(record),
-            *([TAGS] if record.settings.find_duplicates else []),
-            UPDATES[record.settings.payload],
-            *LEAVES,
+            *([TAGS] if settings.find_duplicates else []),
+            f"{UPDATES[settings.payload]}, {_noised(settings)}",
+            NO_LOSSES if settings.privacy == "site" else LOSSES,
         ],
         never_leaves_a_site=STAYS,
+        secure_aggregation=settings.secure_aggregation,
+        secure_statistics=settings.secure_statistics,
+        **_terms(settings, spent_by_site(settings, rounds), len([line for line in rounds if line.round])),
     )
+
+
+def _terms(settings: RunConfig, spent: dict[str, float], rounds: int) -> dict[str, Any]:
+    """Return the fields that say how private the run is."""
+    if settings.privacy == "none":
+        seen = SUMMED if settings.secure_aggregation else READ
+        return {"statement": NOT_PRIVATE.format(seen=seen)}
+    epsilon = max(spent.values(), default=0.0)
+    common = {
+        "differentially_private": True,
+        "epsilon": epsilon,
+        "delta": settings.delta,
+        "accountant": settings.accountant,
+        "noise_multiplier": settings.noise_multiplier,
+        "clip_norm": settings.clip_norm,
+        "sites": spent,
+    }
+    words = {
+        "epsilon": f"{epsilon:.3g}",
+        "delta": f"{settings.delta:g}",
+        "noise": f"{settings.noise_multiplier:g}",
+        "clip": f"{settings.clip_norm:g}",
+        "rounds": f"{rounds} round{'s' * (rounds != 1)}",
+        "accountant": settings.accountant.upper(),
+    }
+    if settings.privacy == "central":
+        return common | {"unit": "site", "statement": _central(words), "not_covered": _around_central()}
+    return common | {
+        "unit": "patient",
+        "clipping": settings.clipping,
+        "sampling_rate": settings.sampling_rate,
+        "steps_per_round": settings.steps_per_round,
+        "counts_epsilon": settings.counts_epsilon,
+        "statement": _site(settings, words),
+        "not_covered": _around_site(settings),
+    }
+
+
+def _site(settings: RunConfig, words: dict[str, str]) -> str:
+    return (
+        "Differentially private at each site: epsilon {epsilon} at delta {delta} for any one patient with all "
+        "scans, added or removed, over {rounds} and what was told before them, against the coordinator and everybody "
+        "else. In each step every patient took part with probability {rate}, the gradient of each was cut to "
+        "the length {clip} ({clipping}) and Gaussian noise of {noise} times that length was added "
+        "({accountant} accountant). A hospital's own ledger adds up all its runs."
+    ).format(
+        **words,
+        rate=f"{settings.sampling_rate:g}",
+        clipping="each layer its part" if settings.clipping == "per_layer" else "over all layers",
+    )
+
+
+def _central(words: dict[str, str]) -> str:
+    return (
+        "Differentially private in the centre: epsilon {epsilon} at delta {delta} for any one hospital, added "
+        "or removed, over {rounds}, against whoever sees the model and its checkpoints. Each hospital's step "
+        "was cut to the length {clip} and Gaussian noise of {noise} times that length was added to the sum "
+        "({accountant} accountant, no amplification). The coordinator itself reads every update as it is, and "
+        "is not covered."
+    ).format(**words)
+
+
+def _around_site(settings: RunConfig) -> list[str]:
+    """Return what the epsilon of noised training does not cover."""
+    return [
+        *([BESIDE_LANDMARKS] if settings.common_scale else []),
+        *(["tags of patients and images, to whoever has their key"] if settings.find_duplicates else []),
+        "that a hospital takes part, and when",
+        "how long its rounds take, which follows how many patients were drawn",
+        "other runs of the same hospital: its ledger adds them up, this epsilon does not",
+        "the coordinator's own held-out patients, on whom the model was chosen and measured",
+    ]
+
+
+def _around_central() -> list[str]:
+    return [
+        "anything against the coordinator, who reads single updates, counts and losses",
+        "the counts and intensity landmarks of the statistics round",
+        "the coordinator's own held-out patients, on whom the model was chosen and measured",
+    ]
+
+
+def _noised(settings: RunConfig) -> str:
+    if settings.privacy == "site":
+        return "trained with noise"
+    return "not noised" if settings.payload == "masked" else "neither noised nor masked"
+
+
+def _counts(settings: RunConfig) -> str:
+    if settings.privacy == "site":
+        return (
+            f"{COUNTS}; of patients, with Gaussian noise (epsilon {settings.counts_epsilon:g}, delta "
+            f"{settings.delta:g})"
+        )
+    if settings.secure_statistics:
+        return f"{COUNTS}; under masks, so that the coordinator reads their sums over the sites alone"
+    return COUNTS
 
 
 def _landmarks(record: RunRecord) -> list[str]:
     """Return what is said of intensities and who adds noise to it; nothing without a common scale."""
     if not record.settings.common_scale:
         return []
+    masked = ", under masks as the counts" if record.settings.secure_statistics else ""
     noisy = [
         f"{name} (epsilon {data.landmark_epsilon:g})"
         for name, data in sorted(record.sites.items())
         if data.landmark_epsilon is not None
     ]
     if not noisy:
-        return [f"{LANDMARKS}; without noise"]
+        return [f"{LANDMARKS}{masked}; without noise"]
     return [
-        f"{LANDMARKS}; with Gaussian noise at {', '.join(noisy)}, delta {DELTA:g}, for replacing one "
+        f"{LANDMARKS}{masked}; with Gaussian noise at {', '.join(noisy)}, delta {DELTA:g}, for replacing one "
         "patient's images: that protects these sums alone, not the counts and not the model"
     ]

@@ -143,6 +143,9 @@ class SiteRound(Record):
     bytes_down: int = 0
     bytes_up: int = 0
     update_norm: float | None = None
+    epsilon: float | None = Field(
+        default=None, description="spent of its patients in this run so far; None: not private"
+    )
     digest: str | None = Field(default=None, description="sha256 of the update as it travelled")
 
 
@@ -177,11 +180,29 @@ class RoundRecord(Record):
 
 
 class PrivacyRecord(Record):
-    """privacy.json: what protects the patients of this run, and what does not."""
+    """privacy.json: what protects the patients of this run, and what does not.
+
+    ``unit`` is who is hidden: a patient with all scans, or a whole hospital. ``epsilon`` is the largest of
+    the sites' (of which ``sites`` has each), over all rounds and the noised counts.
+    """
 
     differentially_private: bool = False
     statement: str
     small_cell_limit: int
+    unit: Literal["patient", "site"] | None = None
+    epsilon: float | None = None
+    delta: float | None = None
+    accountant: str | None = None
+    noise_multiplier: float | None = None
+    clip_norm: float | None = None
+    clipping: str | None = None
+    sampling_rate: float | None = None
+    steps_per_round: int | None = None
+    counts_epsilon: float | None = None
+    sites: dict[str, float] = {}
+    secure_aggregation: bool = False
+    secure_statistics: bool = False
+    not_covered: list[str] = []
     leaves_a_site: list[str]
     never_leaves_a_site: list[str]
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fedglioma.metrics.tables import Evaluation
-from fedglioma_server.records import RunRecord, read_json
+from fedglioma_server.records import PrivacyRecord, RunRecord, read_json
 from fedglioma_server.run_evaluation import overall_lines
 from fedglioma_server.runfolder import RunFolder
 
@@ -17,13 +17,16 @@ def run_result(record: RunRecord, folder: RunFolder) -> tuple[dict[str, Any], st
         The folder holds no evaluation.
     """
     evaluation = read_json(folder.evaluation / "metrics.json", Evaluation)
+    privacy = read_json(folder.path / "privacy.json", PrivacyRecord)
     data = {
         "run_id": record.run_id,
         "folder": str(folder.path),
         "report": str(folder.report),
         "model": str(folder.model),
         "synthetic": record.synthetic,
-        "differentially_private": False,
+        "differentially_private": privacy.differentially_private,
+        "epsilon": privacy.epsilon,
+        "delta": privacy.delta,
         "evaluation": evaluation.model_dump(mode="json", exclude={"by_site", "by_modalities", "who"}),
     }
     done, planned = max((line.round for line in folder.rounds()), default=0), record.settings.rounds
@@ -34,7 +37,18 @@ def run_result(record: RunRecord, folder: RunFolder) -> tuple[dict[str, Any], st
     lines.append(f"held out for the report: {evaluation.n_cases} cases")
     lines += overall_lines(evaluation)
     lines += [
-        "not differentially private; research use only, not a medical device",
+        f"{_privacy_line(privacy)}; research use only, not a medical device",
         f"report: {folder.report}",
     ]
     return data, "\n".join(lines)
+
+
+def _privacy_line(privacy: PrivacyRecord) -> str:
+    """Return how private the run was, in few words."""
+    masked = "; updates summed under masks" if privacy.secure_aggregation else ""
+    if privacy.epsilon is None or privacy.delta is None:
+        return f"not differentially private{masked}"
+    return (
+        f"differentially private: epsilon {privacy.epsilon:.3g} at delta {privacy.delta:g} for a "
+        f"{privacy.unit}{masked}"
+    )

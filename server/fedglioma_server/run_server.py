@@ -14,6 +14,7 @@ from fedglioma_server.records import write_json
 from fedglioma_server.runfolder import RunFolder
 from fedglioma_server.runstatus import Stopped, recorded
 from fedglioma_server.samerun import command_line, new_record, require_same_settings
+from fedglioma_server.spending import with_noise
 from fedglioma_server.serve import Server
 
 Result = tuple[dict[str, Any], str]
@@ -35,7 +36,8 @@ def start(path: Path, changes: Mapping[str, Any], given: Mapping[str, Any]) -> R
         As ``Server.run``; what was finished is kept, and the same command continues it.
     """
     return_freed_memory()
-    config = load_server_config(path, changes, given)
+    read = load_server_config(path, changes, given)
+    config = read.model_copy(update={"run": with_noise(read.run)})
     folder = RunFolder(config.out)
     usable_device(config.device, f"{path}: device:")
     folder.require_new_or_ours()

@@ -28,6 +28,7 @@ from fedglioma_server.run_result import run_result
 from fedglioma_server.run_synthesis import names_of
 from fedglioma_server.runfolder import RunFolder
 from fedglioma_server.samerun import command_line, require_same_settings
+from fedglioma_server.spending import with_noise
 
 RUNS = Path("runs")
 FIELD_OF_VIEW_MM = 176.0
@@ -70,7 +71,7 @@ class Request:
     def settings(self) -> RunConfig:
         """Return the run's settings; a synthetic cohort brings defaults of its own size."""
         defaults = {} if self.synthetic is None else synthetic_settings(self.synthetic_size)
-        return resolve_settings(self.given, self.config, defaults)
+        return with_noise(resolve_settings(self.given, self.config, defaults))
 
     def engine_name(self) -> simulate.Engine:
         """Return the engine.

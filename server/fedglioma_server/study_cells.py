@@ -17,6 +17,7 @@ from fedglioma.data.folds import (
 )
 from fedglioma.data.split import Split, assign_split
 from fedglioma.errors import ConfigError
+from fedglioma_server.spending import with_noise
 from fedglioma_server.study_file import MOST_CELLS, Arm, Divisions, Protocol, Study
 
 POOLED = "pooled"
@@ -86,7 +87,9 @@ def expand(study: Study, cases: Sequence[Case], given: Mapping[str, Any]) -> tup
                     "them one: leave it out"
                 )
     settings = {
-        (arm.name, seed): study.settings(arm, seed, given) for arm in study.arms for seed in study.seeds
+        (arm.name, seed): with_noise(study.settings(arm, seed, given))
+        for arm in study.arms
+        for seed in study.seeds
     }
     _require_tasks(study, {task for run in settings.values() for task in run.tasks})
     divisions = divide(study.divisions, cases, settings[study.arms[0].name, study.seeds[0]])
@@ -123,8 +126,8 @@ def _cells(
     if protocol == "federated":
         return [Cell(arm, protocol, seed, fold, division, settings)]
     if protocol == "centralised":
-        return [Cell(arm, protocol, seed, fold, division, _changed(settings, ALONE))]
-    changes = dict(ALONE)
+        return [Cell(arm, protocol, seed, fold, division, _changed(settings, _alone_settings(settings)))]
+    changes = _alone_settings(settings)
     if protocol == "finetuned":
         changes |= {"rounds": max(1, settings.rounds // FINETUNE_SHARE), **study.finetune}
     own = _changed(settings, changes)
@@ -133,6 +136,12 @@ def _cells(
         for site in sorted(set(site_of.values()))
         if (alone := _alone(division, site, site_of)) is not None
     ]
+
+
+def _alone_settings(settings: RunConfig) -> dict[str, Any]:
+    """Return what changes for one hospital: it has nobody to hide among, so that nothing is masked."""
+    unmasked = {"secure_aggregation": False, "secure_statistics": False}
+    return ALONE | unmasked | ({"payload": "int8"} if settings.secure_aggregation else {})
 
 
 def _changed(settings: RunConfig, changes: Mapping[str, Any]) -> RunConfig:

@@ -1,0 +1,85 @@
+"""Which of a run's settings hold together with its privacy, and in which words the others are refused."""
+
+from typing import Any
+
+import pytest
+
+from fedglioma.config.run import RunConfig
+from fedglioma.errors import ConfigError
+
+
+def refused(**given: Any) -> str:
+    with pytest.raises(ConfigError) as raised:
+        RunConfig.from_mapping(given, "settings")
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"noise_multiplier": 1.0}, "without effect while privacy is none"),
+        ({"target_epsilon": 3.0}, "without effect while privacy is none"),
+        ({"privacy": "site"}, "give target_epsilon, or noise_multiplier"),
+        ({"privacy": "central"}, "give target_epsilon, or noise_multiplier"),
+        ({"privacy": "site", "target_epsilon": 3, "preset": "reference"}, "preset: reference normalises"),
+        ({"privacy": "site", "target_epsilon": 3, "weighting": "uncertainty"}, "weighting: learned loss"),
+        ({"privacy": "site", "target_epsilon": 3, "counts": "local"}, "counts: a site's exact counts"),
+        ({"privacy": "site", "target_epsilon": 3, "compile": True}, "compile: "),
+        ({"privacy": "site", "target_epsilon": 3, "checkpointing": True}, "checkpointing: "),
+        ({"privacy": "site", "target_epsilon": 3, "accumulate": 2}, "accumulate: sampling_rate decides"),
+        ({"privacy": "site", "target_epsilon": 3, "precision": "bfloat16"}, "precision: clipping needs"),
+        (
+            {"privacy": "site", "target_epsilon": 3, "secure_statistics": True},
+            "secure_statistics: each site's",
+        ),
+        ({"privacy": "central", "target_epsilon": 3, "strategy": "fedadam"}, "choose strategy fedavg"),
+        ({"payload": "masked"}, "payload: masked: only with secure_aggregation"),
+        ({"secure_aggregation": True, "strategy": "median"}, "median compares single updates"),
+        ({"secure_aggregation": True, "strategy": "trimmed_mean"}, "trimmed_mean compares single updates"),
+        ({"secure_aggregation": True, "strategy": "multikrum"}, "multikrum compares single updates"),
+        ({"secure_aggregation": True, "payload": "int8"}, "payload: int8 is not masked"),
+        ({"secure_aggregation": True, "norm_limit": 5.0}, "norm_limit: nobody sees the length"),
+        ({"secure_aggregation": True, "keep_updates": True}, "keep_updates: there are no single updates"),
+        ({"secure_aggregation": True, "quorum": 2}, "quorum: a masked sum needs 3 sites"),
+        ({"secure_aggregation": True, "privacy": "central", "noise_multiplier": 1}, "central clips single"),
+        ({"secure_statistics": True, "find_duplicates": True}, "find_duplicates: tells the server"),
+        ({"privacy": "site", "target_epsilon": 3, "delta": 0.5}, "delta"),
+        ({"privacy": "site", "target_epsilon": 3, "sampling_rate": 0}, "sampling_rate"),
+    ],
+)
+def test_what_does_not_go_with_privacy_is_refused_by_name(given: dict[str, Any], words: str) -> None:
+    assert words in refused(**given)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "fedbn", "fedavgm", "fedadam", "fedyogi"])
+def test_secure_aggregation_brings_its_payload_and_quorum_to_every_strategy_of_means(strategy: str) -> None:
+    settings = RunConfig.from_mapping({"secure_aggregation": True, "strategy": strategy}, "settings")
+    assert (settings.payload, settings.norm_limit, settings.quorum) == ("masked", 0.0, 3)
+    again = RunConfig.model_validate_json(settings.model_dump_json())
+    assert again == settings
+
+
+@pytest.mark.parametrize(
+    ("rate", "epochs", "steps"), [(0.1, 1, 10), (0.1, 3, 30), (0.3, 1, 3), (1.0, 1, 1), (0.7, 1, 1)]
+)
+def test_an_epoch_has_as_many_steps_as_see_each_patient_once_on_average(
+    rate: float, epochs: int, steps: int
+) -> None:
+    settings = RunConfig(
+        privacy="site", noise_multiplier=1, sampling_rate=rate, local_epochs=epochs, rounds=7
+    )
+    terms = settings.privacy_terms
+    assert terms is not None
+    assert (terms.steps_per_round, terms.steps) == (steps, 7 * steps)
+
+
+def test_terms_are_of_private_training_alone() -> None:
+    assert RunConfig().privacy_terms is None
+    assert RunConfig(privacy="central", noise_multiplier=1).privacy_terms is None
+    with pytest.raises(ConfigError, match="not derived"):
+        _ = RunConfig(privacy="site", target_epsilon=3).privacy_terms
+
+
+def test_private_training_weighs_tasks_equally() -> None:
+    assert RunConfig().task_weighting == "uncertainty"
+    assert RunConfig(privacy="site", noise_multiplier=1).task_weighting == "fixed"
