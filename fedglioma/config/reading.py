@@ -65,7 +65,7 @@ def _explain(error: ValidationError, model: type[BaseModel], place: str) -> str:
         key = ".".join(str(step) for step in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            near = get_close_matches(key.rsplit(".", maxsplit=1)[-1], model.model_fields, n=1)
+            near = get_close_matches(key.rsplit(".", maxsplit=1)[-1], model.model_fields, n=1, cutoff=0.8)
             hint = f", did you mean {near[0]}?" if near else ""
             parts.append(f"{key}: unknown setting{hint}")
         elif problem["type"] == "missing":
