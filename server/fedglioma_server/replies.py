@@ -6,17 +6,18 @@ The words are those of ``SiteRound.code``; docs/ml-engineer.md has a line for ea
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, combinations
+from itertools import chain
 from typing import Literal
 
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 
-from fedglioma.case import CHANNELS, GENES, subset_name
+from fedglioma.case import GENES
 from fedglioma.config.run import Payload
 from fedglioma.counts import task_weights
 from fedglioma.errors import AggregationError, ProtocolError
 from fedglioma.payload import forms
+from fedglioma.pooled import SUBSETS
 from fedglioma.weights import TRUNK, FlatArrays, Layout, Packed, digest_of
 from fedglioma.wire import (
     PHASES,
@@ -41,9 +42,6 @@ _ABSENT = {
 _REFUSALS = {"PolicyError": "policy", "DataError": "data", "ScaleError": "scale", "IdentityError": "identity"}
 _MOST_CASES = 10**6
 _LONGEST_PHASE_S = 1e7
-_SUBSETS = frozenset(
-    subset_name(present) for size in range(len(CHANNELS) + 1) for present in combinations(CHANNELS, size)
-)
 
 
 class Unusable(AggregationError):
@@ -74,7 +72,7 @@ def believed(reply: StatisticsReply) -> StatisticsReply:
     """
     if set(reply.labels) != set(GENES):
         raise ProtocolError(f"it counts labels of {len(reply.labels)} genes, {len(GENES)} are expected")
-    if not set(reply.modalities) <= _SUBSETS:
+    if not set(reply.modalities) <= set(SUBSETS):
         raise ProtocolError("it counts cases of unknown sequences")
     if max(reply.cases, reply.small_cell_limit) > _MOST_CASES:
         raise ProtocolError(f"its cases or its small-cell limit are above {_MOST_CASES}")
