@@ -9,16 +9,16 @@ from fedglioma_server.records import PrivacyRecord, RoundRecord, RunRecord
 from fedglioma_server.spending import spent_by_site
 
 READ = (
-    "the coordinator reads each site's trained weights as they are (on the way to it they are encrypted), and "
-    "such weights can reveal something of the patients that they were trained on"
+    "the coordinator reads each site's trained weights as they are (on the way to it they are encrypted), "
+    "and such weights can reveal something of the patients that they were trained on"
 )
 SUMMED = (
     "the coordinator reads the sum of the sites' updates of each round and no single one of them, and even a "
     "sum can reveal something of the patients behind it"
 )
 NOT_PRIVATE = (
-    "Not differentially private. Images, labels and identifiers stay at the sites, but {seen}. No epsilon can "
-    "be stated for this run."
+    "Not differentially private. Images, labels and identifiers stay at the sites, but {seen}. No epsilon "
+    "can be stated for this run."
 )
 COUNTS = (
     "counts of cases, labels and modality subsets; cells below the small-cell limit are suppressed, "
@@ -111,9 +111,9 @@ def _terms(settings: RunConfig, spent: dict[str, float], rounds: int) -> dict[st
 
 def _site(settings: RunConfig, words: dict[str, str]) -> str:
     return (
-        "Differentially private at each site: epsilon {epsilon} at delta {delta} for any one patient with all "
-        "scans, added or removed, over {rounds} and what was told before them, against the coordinator and everybody "
-        "else. In each step every patient took part with probability {rate}, the gradient of each was cut to "
+        "Differentially private at each site: epsilon {epsilon} at delta {delta} for any one patient with "
+        "all scans, added or removed, over {rounds} and what was told before them, against the coordinator "
+        "and everybody else. In each step every patient took part with probability {rate}, the gradient of each was cut to "
         "the length {clip} ({clipping}) and Gaussian noise of {noise} times that length was added "
         "({accountant} accountant). A hospital's own ledger adds up all its runs."
     ).format(
@@ -125,11 +125,11 @@ def _site(settings: RunConfig, words: dict[str, str]) -> str:
 
 def _central(words: dict[str, str]) -> str:
     return (
-        "Differentially private in the centre: epsilon {epsilon} at delta {delta} for any one hospital, added "
-        "or removed, over {rounds}, against whoever sees the model and its checkpoints. Each hospital's step "
+        "Differentially private in the centre: epsilon {epsilon} at delta {delta} for any one hospital, "
+        "added or removed, over {rounds}, against whoever sees the model and its checkpoints. Each hospital's step "
         "was cut to the length {clip} and Gaussian noise of {noise} times that length was added to the sum "
-        "({accountant} accountant, no amplification). The coordinator itself reads every update as it is, and "
-        "is not covered."
+        "({accountant} accountant, no amplification). The coordinator itself reads every update as it is, "
+        "and is not covered."
     ).format(**words)
 
 

@@ -14,8 +14,8 @@ from fedglioma_server.records import write_json
 from fedglioma_server.runfolder import RunFolder
 from fedglioma_server.runstatus import Stopped, recorded
 from fedglioma_server.samerun import command_line, new_record, require_same_settings
-from fedglioma_server.spending import with_noise
 from fedglioma_server.serve import Server
+from fedglioma_server.spending import with_noise
 
 Result = tuple[dict[str, Any], str]
 
