@@ -6,6 +6,7 @@ channels are ``flair, t1ce, t1, t2``; genes are ``idh, atrx, codel_1p19q``.
 
 import os
 from enum import StrEnum
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Final
 from urllib.parse import unquote_to_bytes
@@ -179,3 +180,9 @@ class Finding(Frozen):
 def subset_name(present: tuple[Modality, ...]) -> str:
     """Return the name of a modality subset, as in ``flair+t1ce+t1``; ``none`` for the empty one."""
     return "+".join(m.value for m in CHANNELS if m in present) or "none"
+
+
+SUBSETS: Final = tuple(
+    subset_name(present) for size in range(len(CHANNELS) + 1) for present in combinations(CHANNELS, size)
+)
+"""The names of all sets of modalities, the empty one first."""

@@ -6,13 +6,13 @@ site, tells no more than the small-cell rule allows.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import chain, combinations
+from itertools import chain
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedglioma.case import CHANNELS, GENES, Frozen, Gene, Modality, subset_name
+from fedglioma.case import CHANNELS, GENES, SUBSETS, Frozen, Gene, Modality
 from fedglioma.counts import SiteCounts, estimate
 from fedglioma.errors import ProtocolError
 from fedglioma.scale import FEWEST_CASES, Inner, LandmarkSums
@@ -20,12 +20,10 @@ from fedglioma.weights import GROUPS
 
 HALVES: Final = 2
 """Counts are told in halves: a suppressed cell counts as half its limit."""
-FINEST: Final = 1024
+FINEST: Final = 64
 """Parts of a point that sums of landmarks are rounded to."""
-SUBSETS: Final = tuple(
-    subset_name(present) for size in range(len(CHANNELS) + 1) for present in combinations(CHANNELS, size)
-)
-LENGTH: Final = 2 + 3 * len(GENES) + len(SUBSETS) + len(GROUPS) + 5 * len(CHANNELS)
+LANDMARKS: Final = 5 * len(CHANNELS)
+LENGTH: Final = 2 + 3 * len(GENES) + len(SUBSETS) + len(GROUPS) + LANDMARKS
 
 Numbers = NDArray[np.int64]
 
@@ -72,7 +70,7 @@ def pooled(numbers: Numbers) -> Pooled:
     """
     if numbers.shape != (LENGTH,):
         raise ProtocolError(f"{numbers.size} pooled numbers where {LENGTH} are expected")
-    counts, landmarks = np.split(numbers, [LENGTH - 5 * len(CHANNELS)])
+    counts, landmarks = np.split(numbers, [LENGTH - LANDMARKS])
     if (counts < 0).any():
         raise ProtocolError("a pooled count is below 0: a site sent what no site can have")
     halves = iter((counts / HALVES).tolist())

@@ -13,6 +13,17 @@ from fedglioma.case import Frozen, Gene, Modality, Task
 from fedglioma.config.run import Payload, RunConfig
 from fedglioma.errors import ProtocolError
 from fedglioma.linkage import MOST_TAGS, Tag
+from fedglioma.privacy.masked_wire import (
+    Consent,
+    Inbox,
+    KeyOffer,
+    Revealed,
+    Roster,
+    SealedShares,
+    Session,
+    Survivors,
+    UnmaskRequest,
+)
 from fedglioma.scale import LandmarkSums, Scale
 from fedglioma.weights import Forms, Packed, from_record, to_record
 
@@ -20,8 +31,12 @@ PROTOCOL: Literal[1] = 1
 STATISTICS = "query.statistics"
 TRAIN = "train"
 FINISHED = "query.finished"
+SECURE = "query.secure"
 PHASES = ("setup", "load", "train", "pack")
 """What a site's round consists of: the names in ``TrainReply.seconds``."""
+
+MOST_MASKED = 4096
+"""Bytes of masked counts, many times what there are."""
 
 _BODY = "fedglioma"
 _WEIGHTS = "weights"
@@ -32,9 +47,43 @@ T = TypeVar("T", bound="Body")
 class Body(Frozen):
     """What every message carries; a version that the receiver does not speak is refused, and so is NaN."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False, ser_json_bytes="base64", val_json_bytes="base64")
 
     protocol: Literal[1] = PROTOCOL
+
+
+class Masking(Frozen):
+    """What a site needs to mask its answer: the others' shares, and what all weights add up to."""
+
+    model_config = ConfigDict(allow_inf_nan=False, ser_json_bytes="base64", val_json_bytes="base64")
+
+    inbox: Inbox
+    totals: dict[str, NonNegativeFloat] = Field(
+        default={}, description="aggregation weight per group over all sites; a site's is told as its share"
+    )
+
+
+class SecureRequest(Body):
+    """One of the short exchanges around a masked sum; of the last four fields one is set."""
+
+    settings: RunConfig
+    purpose: Literal["statistics", "train"]
+    session: Session
+    begin: bool = False
+    roster: Roster | None = None
+    survivors: Survivors | None = None
+    unmask: UnmaskRequest | None = None
+
+
+class SecureReply(Body):
+    """The answer to it: of the four the one that was asked for."""
+
+    kind: Literal["secure"] = "secure"
+    site: str
+    offer: KeyOffer | None = None
+    shares: SealedShares | None = None
+    consent: Consent | None = None
+    revealed: Revealed | None = None
 
 
 class StatisticsRequest(Body):
@@ -43,6 +92,9 @@ class StatisticsRequest(Body):
     settings: RunConfig
     landmarks: bool = Field(
         default=True, description="whether intensity landmarks are asked for: not where a scale stands"
+    )
+    masking: Masking | None = Field(
+        default=None, description="with it the numbers are answered masked, and nothing of them is readable"
     )
 
 
@@ -73,6 +125,14 @@ class StatisticsReply(Body):
         max_length=MOST_TAGS,
         description="keyed tags of people and images, where run and site ask for duplicates; else none",
     )
+    masked: bytes | None = Field(
+        default=None,
+        max_length=MOST_MASKED,
+        description="the numbers of ``pooled.py`` under masks, 32 bits each; counts above are then empty",
+    )
+    counts_epsilon: float | None = Field(
+        default=None, gt=0, description="of the noise on the counts; None: no noise"
+    )
 
 
 class TrainRequest(Body):
@@ -98,6 +158,12 @@ class TrainRequest(Body):
     audit_head: str = Field(
         default="", max_length=64, description="head of the server's audit log, which the site records"
     )
+    ledger_head: str = Field(
+        default="",
+        max_length=64,
+        description="head of the site's privacy ledger as the server last heard it: the site still has it",
+    )
+    masking: Masking | None = Field(default=None, description="with secure aggregation, else none")
 
 
 class TrainReply(Body):
@@ -114,6 +180,9 @@ class TrainReply(Body):
     loss: float | None
     loss_by_task: dict[Task, float | None]
     seconds: dict[str, float]
+    ledger_head: str = Field(
+        default="", max_length=64, description="head of the site's privacy ledger after the round"
+    )
 
 
 class RunFinished(Body):

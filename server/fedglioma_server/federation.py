@@ -23,11 +23,12 @@ from fedglioma.wire import StatisticsReply
 from fedglioma_server.checkpoint import Checkpoints
 from fedglioma_server.coordinator import Coordinator
 from fedglioma_server.heldout import EndedEarly, HeldOut, out_of_patience
-from fedglioma_server.intensities import Agreed, agree_on_scale, words_of
+from fedglioma_server.intensities import Agreed, agree_on_scale, agree_on_sum, words_of
 from fedglioma_server.readings import batch_size
 from fedglioma_server.records import RoundRecord, RunRecord, SiteData, write_rounds
 from fedglioma_server.roll import Roll, site_data
 from fedglioma_server.runfolder import RunFolder
+from fedglioma_server.secure_strategy import SecureStrategy
 from fedglioma_server.strategy import RoundStrategy
 from fedglioma_server.updates import Spool
 
@@ -70,7 +71,8 @@ def run_federation(grid: Grid, coordinator: Coordinator, finished: Finished = la
         round=done,
         sites=sorted(roll.answers),
     )
-    strategy = RoundStrategy(
+    kind = SecureStrategy if settings.secure_aggregation else RoundStrategy
+    strategy = kind(
         settings,
         roll.nodes,
         counts,
@@ -85,6 +87,10 @@ def run_federation(grid: Grid, coordinator: Coordinator, finished: Finished = la
     if done:
         strategy.restore(checkpoints.load_state(done))
     strategy.audit_head = coordinator.audit_head
+    strategy.ledger_heads = _ledger_heads(rounds)
+    pooled = folder.read().pooled
+    if isinstance(strategy, SecureStrategy) and pooled is not None:
+        strategy.totals = pooled.weights
     heldout = HeldOut(
         folder=folder,
         checkpoints=checkpoints,
@@ -117,6 +123,16 @@ def run_federation(grid: Grid, coordinator: Coordinator, finished: Finished = la
     roll.dismiss()
 
 
+def _ledger_heads(rounds: list[RoundRecord]) -> dict[str, str]:
+    """Return the head of each site's privacy ledger as it was last heard."""
+    return {
+        site: entry.ledger_head
+        for line in rounds
+        for site, entry in line.sites.items()
+        if entry.ledger_head is not None
+    }
+
+
 def _between(initial: ArrayRecord, roll: Roll) -> None:
     """Between two rounds: let go of the weights that the run began with, and ask who came late.
 
@@ -134,17 +150,18 @@ def _record_sites(
     """Return class counts and intensity scale of the run: those it was started with, where it is resumed."""
     folder, replies = coordinator.folder, list(nodes.values())
     kept = folder.read()
-    counts = kept.class_counts or global_counts([(reply.labels, reply.small_cell_limit) for reply in replies])
+    counts = kept.class_counts or _class_counts(kept, replies)
     scale, doubts = kept.scale, kept.scale_doubts
     if scale is None and kept.settings.common_scale:
-        agreed = agree_on_scale(
-            {reply.site: reply.landmarks for reply in replies},
-            {reply.site: reply.landmark_epsilon for reply in replies},
-        )
+        agreed = _agreed(kept, replies)
         scale, doubts = agreed.scale, list(agreed.doubts)
         _tell_of_scale(coordinator, agreed)
     suppressed = sum(
-        cell is None for reply in replies for cells in reply.labels.values() for cell in cells[:2]
+        cell is None
+        for reply in replies
+        if not kept.settings.secure_statistics
+        for cells in reply.labels.values()
+        for cell in cells[:2]
     )
     folder.update(
         sites={reply.site: _site_data(reply, kept) for reply in replies},
@@ -157,6 +174,22 @@ def _record_sites(
         status="running",
     )
     return counts, scale
+
+
+def _class_counts(kept: RunRecord, replies: list[StatisticsReply]) -> dict[Gene, tuple[float, float]]:
+    if kept.pooled is not None:
+        return {gene: cells[:2] for gene, cells in kept.pooled.labels.items()}
+    return global_counts([(reply.labels, reply.small_cell_limit) for reply in replies])
+
+
+def _agreed(kept: RunRecord, replies: list[StatisticsReply]) -> Agreed:
+    """Return the scale of what the sites said, or of what their masked numbers add up to."""
+    if kept.pooled is not None:
+        return agree_on_sum(kept.pooled)
+    return agree_on_scale(
+        {reply.site: reply.landmarks for reply in replies},
+        {reply.site: reply.landmark_epsilon for reply in replies},
+    )
 
 
 def _site_data(reply: StatisticsReply, kept: RunRecord) -> SiteData:

@@ -13,6 +13,7 @@ import numpy as np
 
 from fedglioma.case import CHANNELS, Modality
 from fedglioma.landmarks import Sums, fit_with_noise, in_points, noise_of_means
+from fedglioma.pooled import Pooled
 from fedglioma.scale import MOST_DISTANCE, Inner, LandmarkSums, Scale
 from fedglioma_server.records import ScaleDoubt
 
@@ -62,6 +63,15 @@ def agree_on_scale(said: Said, epsilons: Mapping[str, float | None] | None = Non
         fit_with_noise([said[site] for site in staying], [noise[site] for site in staying]),
         (*left_out, *apart.values()),
     )
+
+
+def agree_on_sum(told: Pooled) -> Agreed:
+    """Return the scale of a masked sum: of all sites together, with nobody to doubt.
+
+    A site that lies far off drags it along unseen; it will refuse the scale itself, as will others.
+    """
+    scale = fit_with_noise([told.landmarks], [dict.fromkeys(told.landmarks, 0.0)])
+    return Agreed(scale.model_copy(update={"sites": told.speaking}), ())
 
 
 def words_of(doubt: ScaleDoubt) -> str:

@@ -25,7 +25,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedglioma.errors import FedGliomaError, ProtocolError
-from fedglioma.wire import STATISTICS, TRAIN
+from fedglioma.wire import SECURE, STATISTICS, TRAIN
 from fedglioma_server.assemble import assemble
 from fedglioma_server.grid import OwnGrid
 from fedglioma_server.linkstate import SiteLinkState
@@ -35,6 +35,7 @@ from fedglioma_server.sitewords import site_words
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.05
+BEFORE_ROUNDS = "0"
 MOST_SENDINGS = 5
 """Times that one message is sent to one site in one round before the site is given up for it."""
 RETRIED = frozenset({ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED})
@@ -161,7 +162,8 @@ class LinkGrid(OwnGrid):
         deadline = time.monotonic() + (_FOREVER_S if timeout is None else timeout)
         self.watch = Watch(round=waiting[0].message.metadata.group_id)
         kind = waiting[0].message.metadata.message_type
-        training, joining = kind == TRAIN, kind == STATISTICS
+        training = kind == TRAIN
+        joining = kind == STATISTICS or (kind == SECURE and self.watch.round == BEFORE_ROUNDS)
         self._usable = set()
         enough_since = None
         while waiting:

@@ -15,6 +15,7 @@ from fedglioma.case import Gene, Modality, Task
 from fedglioma.config.run import RunConfig
 from fedglioma.errors import ConfigError
 from fedglioma.newfile import replacing
+from fedglioma.pooled import Pooled
 from fedglioma.scale import Scale
 
 T = TypeVar("T", bound=BaseModel)
@@ -41,6 +42,10 @@ class SiteData(Record):
     small_cell_limit: int
     landmark_epsilon: float | None = Field(
         default=None, description="of the noise on what it said of its intensities; None: no noise"
+    )
+    counts_epsilon: float | None = Field(default=None, description="of the noise on these counts")
+    masked: bool = Field(
+        default=False, description="whether the counts went into a masked sum alone, and stand here as none"
     )
 
 
@@ -118,6 +123,9 @@ class RunRecord(Record):
         default={}, description="training counts behind the loss margins, suppressed cells estimated"
     )
     suppressed_cells: int = 0
+    pooled: Pooled | None = Field(
+        default=None, description="with secure_statistics: what the sites' numbers add up to"
+    )
     scale: Scale | None = Field(
         default=None, description="the consortium's intensities; None: each case on its own scale"
     )
@@ -147,6 +155,9 @@ class SiteRound(Record):
         default=None, description="spent of its patients in this run so far; None: not private"
     )
     digest: str | None = Field(default=None, description="sha256 of the update as it travelled")
+    ledger_head: str | None = Field(
+        default=None, description="head of the site's privacy ledger after the round, as it told it"
+    )
 
 
 class HeldOutRound(Record):

@@ -7,17 +7,16 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal
+from typing import Literal, Protocol
 
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 
-from fedglioma.case import GENES
+from fedglioma.case import GENES, SUBSETS
 from fedglioma.config.run import Payload
 from fedglioma.counts import task_weights
 from fedglioma.errors import AggregationError, ProtocolError
-from fedglioma.payload import forms
-from fedglioma.pooled import SUBSETS
+from fedglioma.payload import Sliceable, forms
 from fedglioma.weights import TRUNK, FlatArrays, Layout, Packed, digest_of
 from fedglioma.wire import (
     PHASES,
@@ -33,15 +32,35 @@ from fedglioma_server.aggregation import Update, update_norm
 from fedglioma_server.linkage import check_tags
 from fedglioma_server.records import SiteRound
 from fedglioma_server.sitewords import site_words
-from fedglioma_server.updates import Spool
 
 _ABSENT = {
     ErrorCode.NODE_UNAVAILABLE: ("not_connected", "not connected"),
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE: ("no_reply", "no reply within the round's time"),
 }
-_REFUSALS = {"PolicyError": "policy", "DataError": "data", "ScaleError": "scale", "IdentityError": "identity"}
+_REFUSALS = {
+    "BudgetExhausted": "budget",
+    "PrivacyError": "privacy",
+    "PolicyError": "policy",
+    "DataError": "data",
+    "ScaleError": "scale",
+    "IdentityError": "identity",
+}
 _MOST_CASES = 10**6
 _LONGEST_PHASE_S = 1e7
+
+
+class Sink(Protocol):
+    """Where the update of a site goes once it was judged: to disk, or into a masked sum."""
+
+    def put(self, site: str, packed: Packed, metadata: Mapping[str, str]) -> Mapping[str, Sliceable]:
+        """Take an update, and return it as arrays that are read in parts.
+
+        Raises
+        ------
+        ProtocolError
+            The update cannot be taken.
+        """
+        ...
 
 
 class Unusable(AggregationError):
@@ -89,10 +108,28 @@ def believed(reply: StatisticsReply) -> StatisticsReply:
     return reply.model_copy(update={"weights": weights})
 
 
+def hidden(reply: StatisticsReply) -> StatisticsReply:
+    """Return what a site says of itself beside masked numbers: whether it has anything to train on.
+
+    Raises
+    ------
+    ProtocolError
+        It says more, which was not asked, or less.
+    """
+    cells = [*chain.from_iterable(reply.labels.values()), *reply.modalities.values(), reply.masks]
+    if reply.cases or reply.landmarks or reply.linkage or any(cell is not None for cell in cells):
+        raise ProtocolError("it told counts that were to be masked")
+    if set(reply.weights) != {TRUNK} or reply.weights[TRUNK] not in (0.0, 1.0):
+        raise ProtocolError("it does not say whether it has anything to train on")
+    if reply.small_cell_limit > _MOST_CASES:
+        raise ProtocolError(f"its small-cell limit is above {_MOST_CASES}")
+    return reply
+
+
 def judge(
-    message: Message, site: StatisticsReply, terms: Terms, spool: Spool
+    message: Message, site: StatisticsReply, terms: Terms, sink: Sink
 ) -> tuple[SiteRound, Update | None]:
-    """Return a site's line for the record, and its update where it can be used; it then lies on disk."""
+    """Return a site's line for the record, and its update where it can be used; the sink has it then."""
     if message.has_error():
         return _unanswered(message.error), None
     try:
@@ -102,15 +139,15 @@ def judge(
         packed = _update(message, terms)
         with ThreadPoolExecutor(1) as beside:  # hashing takes a core's time, and leaves Python's lock
             hashing = beside.submit(digest_of, packed)
-            norm = _norm(site.site, packed, terms)
+            norm = None if terms.payload == "masked" else _norm(site.site, packed, terms)
             digest = hashing.result()
         if reply.digest != digest:
             raise Unusable("digest", "the update is not the one that the site sent: its digest differs")
+        stored = sink.put(site.site, packed, _metadata(reply, digest))
     except Unusable as error:
         return _left_out("error", error.code, str(error)), None
     except ProtocolError as error:
         return _left_out("error", "message", str(error)), None
-    stored = spool.put(site.site, packed, _metadata(reply, digest))
     line = SiteRound(
         status="ok",
         weights=site.weights,
@@ -125,6 +162,7 @@ def judge(
         bytes_up=payload_bytes(message.content),
         update_norm=norm,
         digest=digest,
+        ledger_head=reply.ledger_head or None,
     )
     return line, Update(site.site, site.weights, terms.payload, stored)
 

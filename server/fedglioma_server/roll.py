@@ -25,8 +25,9 @@ from fedglioma.wire import (
 from fedglioma_server.coordinator import Coordinator
 from fedglioma_server.linkage import linkage_record, shared_tags, words_of
 from fedglioma_server.records import Record, SiteData, read_json, write_json
-from fedglioma_server.replies import believed
+from fedglioma_server.replies import believed, hidden
 from fedglioma_server.runfolder import RunFolder
+from fedglioma_server.secure_statistics import summed
 from fedglioma_server.sitewords import site_words
 
 logger = logging.getLogger(__name__)
@@ -156,18 +157,29 @@ class Roll:
             pass
 
     def _ask(self, nodes: list[int], timeout: float) -> None:
-        settings, known = self._coordinator.settings, self._coordinator.folder.read().scale
+        record = self._coordinator.folder.read()
+        settings, known = record.settings, record.scale
         # A scale that stands changes no more: what a late site's landmarks are stays with it.
         asked = StatisticsRequest(settings=settings, landmarks=settings.common_scale and known is None)
-        content = request_record(asked)
-        messages = [
-            Message(content, dst_node_id=node, message_type=STATISTICS, group_id="0") for node in nodes
-        ]
-        for reply in self._grid.send_and_receive(messages, timeout=timeout):
-            self._hear(reply)
+        if settings.secure_statistics and record.pooled is None and nodes:
+            members = self._coordinator.members
+            names = dict.fromkeys(nodes) if members is None else {n: members()[n] for n in nodes}
+            told = summed(self._grid, asked, names, timeout, self._send)
+            self._coordinator.folder.update(pooled=told)
+        else:
+            self._send(dict.fromkeys(nodes, asked), timeout)
         self._sort()
 
-    def _hear(self, reply: Message) -> None:
+    def _send(self, asked: Mapping[int, StatisticsRequest], timeout: float) -> list[StatisticsReply]:
+        """Ask the nodes, note what they answer, and return the answers of those who take part."""
+        messages = [
+            Message(request_record(own), dst_node_id=node, message_type=STATISTICS, group_id="0")
+            for node, own in asked.items()
+        ]
+        found = (self._hear(reply) for reply in self._grid.send_and_receive(messages, timeout=timeout))
+        return [answer for answer in found if answer is not None]
+
+    def _hear(self, reply: Message) -> StatisticsReply | None:
         node = reply.metadata.src_node_id
         members = self._coordinator.members
         site = None if members is None else members().get(node, "unknown")
@@ -179,7 +191,8 @@ class Roll:
                 refusal = body_of(reply.content, Refusal)
                 name = site or refusal.site
                 raise ProtocolError(f"{refusal.error}: {refusal.reason}")
-            answer = believed(body_of(reply.content, StatisticsReply))
+            told = body_of(reply.content, StatisticsReply)
+            answer = hidden(told) if self._coordinator.settings.secure_statistics else believed(told)
             if site is not None and answer.site != site:
                 raise ProtocolError(f"it calls itself {answer.site}, its key is that of {site}")
             if site is not None and answer.layout != self._layout:
@@ -192,10 +205,14 @@ class Roll:
             else:
                 self._said_no.add(node)
             self._left_out(name, error)
-            return
-        self.nodes[node] = answer
-        logger.info("%s takes part: about %d cases", answer.site, answer.cases)
+            return None
+        self.nodes[node] = answer.model_copy(update={"masked": None})
+        if self._coordinator.settings.secure_statistics:
+            logger.info("%s takes part", answer.site)
+        else:
+            logger.info("%s takes part: about %d cases", answer.site, answer.cases)
         self._coordinator.audit("site_joined", site=answer.site, bytes=payload_bytes(reply.content))
+        return answer
 
     def _left_out(self, name: str, error: ProtocolError) -> None:
         site, reason = site_words(name), site_words(str(error))
@@ -220,7 +237,8 @@ class Roll:
             if site not in kept:
                 continue
             try:
-                self.nodes[node] = believed(kept[site])
+                secure = self._coordinator.settings.secure_statistics
+                self.nodes[node] = hidden(kept[site]) if secure else believed(kept[site])
             except ProtocolError as error:
                 self._left_out(site, error)
         self._sort()
@@ -311,4 +329,6 @@ def site_data(reply: StatisticsReply) -> SiteData:
         masks=reply.masks,
         small_cell_limit=reply.small_cell_limit,
         landmark_epsilon=reply.landmark_epsilon,
+        counts_epsilon=reply.counts_epsilon,
+        masked=not reply.modalities and not reply.cases,
     )

@@ -22,9 +22,9 @@ from fedglioma.scale import Scale
 from fedglioma.weights import TRUNK, FlatArrays, Layout, from_record, to_record
 from fedglioma.wire import TRAIN, StatisticsReply, TrainRequest, payload_bytes, request_record
 from fedglioma_server.aggregation import Update
-from fedglioma_server.combiner import Combiner, ServerState
+from fedglioma_server.combiner import Combined, Combiner, ServerState
 from fedglioma_server.records import SiteRound
-from fedglioma_server.replies import Terms, judge
+from fedglioma_server.replies import Sink, Terms, judge
 from fedglioma_server.strategies import combiner_of
 from fedglioma_server.updates import Spool
 
@@ -107,6 +107,7 @@ class RoundStrategy(Strategy):
         self._asked: set[str] = set()
         self._sent_at = 0.0
         self.audit_head: Callable[[], str] = lambda: ""
+        self.ledger_heads: dict[str, str] = {}
         require_enough(self.combiner, sum(bool(site.weights.get(TRUNK)) for site in nodes.values()))
 
     def configure_train(
@@ -131,26 +132,40 @@ class RoundStrategy(Strategy):
             scale=self.scale,
             audit_head=self.audit_head(),
         )
-        content = _content(request, arrays)
-        messages = []
-        for node, site in sorted(self.nodes.items(), key=lambda item: item[1].site):
+        for site in self.nodes.values():
             if site.weights.get(TRUNK, 0.0) == 0:
                 self.ledger.sites[site.site] = SiteRound(
                     status="idle", code="idle", reason="no labelled training case"
                 )
-                continue
-            own = self.shared.get(site.site)
-            told = content if not own else _content(request.model_copy(update={"shared": own}), arrays)
-            messages.append(Message(told, dst_node_id=node, message_type=TRAIN, group_id=str(request.round)))
+        messages = []
+        for node, own in self._own(request, grid).items():
+            site = self.nodes[node]
+            content = _content(own, arrays)
+            messages.append(Message(content, dst_node_id=node, message_type=TRAIN, group_id=str(own.round)))
             self._asked.add(site.site)
             self.ledger.sites[site.site] = SiteRound(
                 status="no_reply",
                 code="no_reply",
                 reason="no reply within the round's time",
-                bytes_down=payload_bytes(told),
+                bytes_down=payload_bytes(content),
             )
         self._sent_at = time.perf_counter()
         return messages
+
+    def _own(self, request: TrainRequest, grid: Grid) -> dict[int, TrainRequest]:
+        """Return what each node that has something to train on is asked, in the order of the sites' names.
+
+        It is the same for all, but for what a site alone is told of itself.
+        """
+        asked = {}
+        for node, site in sorted(self.nodes.items(), key=lambda item: item[1].site):
+            if site.weights.get(TRUNK, 0.0) > 0:
+                told = {
+                    "shared": self.shared.get(site.site, ()),
+                    "ledger_head": self.ledger_heads.get(site.site, ""),
+                }
+                asked[node] = request.model_copy(update=told)
+        return asked
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -168,13 +183,17 @@ class RoundStrategy(Strategy):
         self.ledger.seconds["sites"] = started - self._sent_at
         self._leave_out_the_far(number, updates)
         self._require_quorum(number, updates)
-        combined = self.combiner.combine([updates[name] for name in sorted(updates)], self._sent)
+        combined = self._combined(number, updates)
         for name in combined.passed_over:
             self._enter(number, name, self.ledger.sites[name], code="passed_over", reason="not chosen")
         self.spool.end(number)
         record = to_record(combined.arrays)
         self.ledger.seconds["aggregate"] = time.perf_counter() - started
         return record, None
+
+    def _combined(self, number: int, updates: dict[str, Update]) -> Combined:
+        """Return the new weights, from the usable updates."""
+        return self.combiner.combine([updates[name] for name in sorted(updates)], self._sent)
 
     def _take_all(self, replies: Iterator[Message], number: int) -> dict[str, Update]:
         """Return the usable updates; one is judged while the next site trains or sends.
@@ -199,10 +218,14 @@ class RoundStrategy(Strategy):
 
     def _judge(self, reply: Message, known: StatisticsReply, terms: Terms) -> tuple[SiteRound, Update | None]:
         # The grid waits for the next site meanwhile: it must hear now what may end its wait.
-        line, update = judge(reply, known, terms, self.spool)
+        line, update = judge(reply, known, terms, self._sink())
         if update is not None:
             self.usable(known.site)
         return line, update
+
+    def _sink(self) -> Sink:
+        """Return where an update goes once it was judged."""
+        return self.spool
 
     def _asked_site(
         self, message: Message, number: int, updates: dict[str, Update]
@@ -226,6 +249,8 @@ class RoundStrategy(Strategy):
         line, update = judged
         if update is not None:
             updates[site] = update
+        if line.ledger_head:
+            self.ledger_heads[site] = line.ledger_head
         self._enter(number, site, line)
 
     def _enter(self, number: int, site: str, line: SiteRound, **changes: str) -> None:
