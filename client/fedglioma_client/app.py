@@ -6,25 +6,38 @@ from collections.abc import Callable
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedglioma.errors import Diverged, FedGliomaError, NoUsableCase, PolicyError, ProtocolError, ScaleError
+from fedglioma.errors import (
+    BudgetExhausted,
+    Diverged,
+    FedGliomaError,
+    NoUsableCase,
+    PolicyError,
+    ProtocolError,
+    ScaleError,
+)
 from fedglioma.weights import Packed
 from fedglioma.wire import (
     Body,
     Noted,
     Refusal,
     RunFinished,
+    SecureRequest,
     StatisticsRequest,
     TrainRequest,
     body_of,
     reply_to,
     weights_of,
 )
+from fedglioma_client.masking import exchange
 from fedglioma_client.round import expected_weights, statistics_round, train_round
 from fedglioma_client.site import agree, resolve_config, resolve_site, site_of
 
 logger = logging.getLogger(__name__)
 
 app = ClientApp()
+
+BUDGET = "the site's privacy budget does not allow this; its ledger has the figures"
+"""What it spent in other runs is nobody else's business."""
 
 Answer = tuple[Body, Packed | None]
 
@@ -50,6 +63,19 @@ def train(message: Message, context: Context) -> Message:
         agree(resolve_config(context), request.settings)
         weights = weights_of(message.content, expected_weights(request.settings))
         return train_round(request, weights, resolve_site(context, request.settings))
+
+    return _answered(message, context, answer)
+
+
+@app.query("secure")
+def secure(message: Message, context: Context) -> Message:
+    """Answer one of the short exchanges around a masked sum."""
+
+    def answer() -> Answer:
+        request = body_of(message.content, SecureRequest)
+        config = resolve_config(context)
+        agree(config, request.settings)
+        return exchange(request, config), None
 
     return _answered(message, context, answer)
 
@@ -84,6 +110,8 @@ def _refusal(context: Context, error: Exception) -> Refusal:
     """Return a no without a path or patient in it; errors about terms, messages, scale and network speak."""
     speaks = isinstance(error, PolicyError | ProtocolError | ScaleError | Diverged)
     code = error.exit_code if isinstance(error, FedGliomaError) else 1
+    if isinstance(error, BudgetExhausted):
+        speaks, error = True, BudgetExhausted(BUDGET)
     return Refusal(
         site=site_of(context),
         error=type(error).__name__,

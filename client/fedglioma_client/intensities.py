@@ -1,5 +1,6 @@
 """The site's part in the consortium's intensity scale: sums that it sends, and its cases laid over it."""
 
+import json
 import logging
 
 from fedglioma.case import Modality
@@ -10,6 +11,7 @@ from fedglioma.errors import ScaleError
 from fedglioma.landmarks import noisy_sums, published_sums
 from fedglioma.noise import DELTA
 from fedglioma.scale import MOST_DISTANCE, LandmarkSums, Scale, distance, landmark_sums
+from fedglioma_client.budget import gaussian, spend_once
 from fedglioma_client.intake import secret_of
 from fedglioma_client.known_scale import remember_scale
 from fedglioma_client.site import Site
@@ -17,30 +19,45 @@ from fedglioma_client.site import Site
 logger = logging.getLogger(__name__)
 
 
-def landmarks_of(site: Site, settings: RunConfig) -> dict[Modality, LandmarkSums]:
-    """Return what the site says of its cases' landmarks, with noise where its settings ask for it.
+def landmarks_of(site: Site, settings: RunConfig) -> tuple[dict[Modality, LandmarkSums], float | None]:
+    """Return what the site says of its cases' landmarks, and the epsilon of the noise on it, if there is any.
 
-    Nothing is said where the run leaves each case on a scale of its own.
+    There is where the site's settings ask for it, and in every private run; what it costs is in the ledger
+    then. Nothing is said where the run leaves each case on a scale of its own.
 
     Raises
     ------
     IdentityError, ConfigError
         Noise is asked for, and the site's secret cannot be used.
+    BudgetExhausted
+        The noised landmarks would cost a patient more than the site allows.
+    PrivacyError
+        The ledger is not as it was written.
     """
     if not settings.common_scale:
-        return {}
+        return {}, None
     cases = [case.landmarks() for case in site.cases]
-    limit, epsilon = site.config.small_cell_limit, site.config.landmark_epsilon
+    limit, epsilon = site.config.small_cell_limit, _epsilon(site, settings)
     if epsilon is None:
-        return published_sums(cases, limit)
+        return published_sums(cases, limit), None
     found = noisy_sums(cases, limit, epsilon, secret_of(site.config))
+    if not found:
+        return {}, None
+    told = {modality.value: sums.model_dump() for modality, sums in sorted(found.items())}
+    spend_once(site, "landmarks", json.dumps(told).encode(), gaussian(epsilon, DELTA))
     logger.info(
         "intensity landmarks of %d sequences are told with noise: epsilon %g, delta %g a patient",
         len(found),
         epsilon,
         DELTA,
     )
-    return found
+    return found, epsilon
+
+
+def _epsilon(site: Site, settings: RunConfig) -> float | None:
+    """Return the site's own epsilon, or the run's; the smaller where both have one."""
+    asked = (site.config.landmark_epsilon, settings.counts_epsilon if settings.privacy == "site" else None)
+    return min((epsilon for epsilon in asked if epsilon is not None), default=None)
 
 
 def cases_on_scale(site: Site, scale: Scale | None) -> tuple[PreparedCase, ...]:

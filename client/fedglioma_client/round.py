@@ -1,50 +1,90 @@
 """One round of a site's work: counts for the statistics round, weights for a training round."""
 
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
 
 import numpy as np
 import torch
 
 from fedglioma.case import GENES, Gene
+from fedglioma.config.privacy import PrivacyTerms
 from fedglioma.config.run import RunConfig
-from fedglioma.counts import count_cases, has_target
+from fedglioma.counts import SiteCounts, has_target
+from fedglioma.data.prepared import PreparedCase
 from fedglioma.errors import DataError, Diverged, ProtocolError
+from fedglioma.masked_update import about
 from fedglioma.payload import forms, update
+from fedglioma.pooled import numbers_of
 from fedglioma.seeds import seed_torch
-from fedglioma.training.learner import build_learner, layout_of
+from fedglioma.training.fit import FitSummary
+from fedglioma.training.learner import Learner, build_learner, layout_of
 from fedglioma.training.local import LocalWork, train_locally
 from fedglioma.training.parallel import useful_processes
-from fedglioma.weights import Forms, Packed, digest_of, pack, unpack
+from fedglioma.training.private import train_privately
+from fedglioma.weights import TRUNK, FlatArrays, Forms, Packed, digest_of, pack, unpack
 from fedglioma.wire import StatisticsReply, StatisticsRequest, TrainReply, TrainRequest
+from fedglioma_client.budget import PrivateRound
 from fedglioma_client.intensities import cases_on_scale, landmarks_of
 from fedglioma_client.linkage import name_shared, tags_of
+from fedglioma_client.masking import mask_statistics, mask_update
 from fedglioma_client.norms import OwnNorms
 from fedglioma_client.processes import train_in_processes
+from fedglioma_client.published import published_counts, told_counts
 from fedglioma_client.site import Site, agree
 
 
 def statistics_round(request: StatisticsRequest, site: Site) -> StatisticsReply:
-    """Return what the site publishes of itself: counts under the small-cell rule and its layout's digest."""
-    agree(site.config, request.settings)
-    landmarks = landmarks_of(site, request.settings) if request.landmarks else {}
-    cases = [prepared.case for prepared in site.cases]
-    counts = count_cases(cases, site.config.small_cell_limit, request.settings.tasks)
-    return StatisticsReply(
-        site=site.config.site,
+    """Return what the site publishes of itself: counts under the small-cell rule and its layout's digest.
+
+    Where the run masks them they are in no field of their own, and only a sum over sites can be read.
+
+    Raises
+    ------
+    PolicyError
+        The site does not agree to the run's terms.
+    PrivacyError
+        The site's ledger or the masks do not hold.
+    BudgetExhausted
+        The noised counts of a private run would cost more than is left.
+    """
+    settings, config = request.settings, site.config
+    agree(config, settings)
+    landmarks, landmark_epsilon = landmarks_of(site, settings) if request.landmarks else ({}, None)
+    layout = layout_of(settings).digest
+    common = StatisticsReply(
+        site=config.site,
         version=version("fedglioma"),
-        layout=layout_of(request.settings).digest,
-        cases=counts.cases,
-        labels=counts.labels,
-        modalities=counts.modalities,
-        masks=counts.masks,
-        weights=counts.weights,
-        small_cell_limit=counts.limit,
-        landmarks=landmarks,
-        landmark_epsilon=site.config.landmark_epsilon if landmarks else None,
+        layout=layout,
+        cases=0,
+        labels=dict.fromkeys(GENES, (None, None, None)),
+        modalities={},
+        masks=None,
+        weights={},
+        small_cell_limit=config.small_cell_limit,
         synthetic=site.synthetic,
-        linkage=tags_of(site, request.settings, counts.cases),
     )
+    if settings.secure_statistics:
+        counts = published_counts(site, settings)
+        masked = None
+        if request.masking is not None:
+            expected = about("statistics", layout=layout)
+            masked = mask_statistics(config, request.masking, expected, numbers_of(counts, landmarks))
+        trains = {TRUNK: float(counts.weights[TRUNK] > 0)}
+        return common.model_copy(update={"weights": trains, "masked": masked})
+    counts = told_counts(site, settings)
+    told = {
+        "cases": counts.cases,
+        "labels": counts.labels,
+        "modalities": counts.modalities,
+        "masks": counts.masks,
+        "weights": counts.weights,
+        "landmarks": landmarks,
+        "landmark_epsilon": landmark_epsilon,
+        "counts_epsilon": settings.counts_epsilon if settings.privacy == "site" else None,
+        "linkage": tags_of(site, settings, counts.cases),
+    }
+    return common.model_copy(update=told)
 
 
 def expected_weights(settings: RunConfig) -> Forms:
@@ -59,10 +99,17 @@ def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[Tra
     network's tasks are trained on. The optimizer's state stays here and is forgotten. With FedBN the
     normalisation layers are the site's own and are kept for the next round.
 
+    In a private run the ledger is asked before the first step, and holds the spending before the update
+    leaves; a round that was done already is answered with the update of then, and costs nothing again.
+
     Raises
     ------
     PolicyError
         The site does not agree to the run's terms.
+    PrivacyError
+        The site's ledger is not as it was written, or the masks do not hold.
+    BudgetExhausted
+        The round would cost a patient more than the site allows.
     ProtocolError
         The weights are not of the network that this site builds.
     DataError
@@ -73,8 +120,93 @@ def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[Tra
         Training diverged, or one of several processes died.
     """
     settings, config = request.settings, site.config
-    agree(site.config, settings)
+    agree(config, settings)
+    terms = settings.privacy_terms
     name_shared(site, settings, request.shared)
+    counts = published_counts(site, settings)
+    if terms is None:
+        reply, content = _trained(request, weights, site, counts)
+        ledger_head = ""
+    else:
+        book = PrivateRound.of(request, weights, site, terms)
+        kept = book.kept()
+        if kept is None:
+            book.reserve()
+            reply, content = _trained(request, weights, site, counts, terms=terms)
+            book.commit(reply, content)
+        else:
+            reply, content = kept
+        ledger_head = book.head()
+    if request.masking is not None:
+        expected = about("train", run=request.run, round=request.round, layout=request.layout)
+        content = mask_update(
+            config,
+            settings,
+            request.masking,
+            expected,
+            local=content,
+            received=weights,
+            weights=counts.weights,
+        )
+    elif settings.secure_aggregation:
+        raise ProtocolError("secure aggregation: the server sent nothing to mask the update with")
+    return reply.model_copy(update={"digest": digest_of(content), "ledger_head": ledger_head}), content
+
+
+def _trained(
+    request: TrainRequest,
+    weights: Packed,
+    site: Site,
+    counts: SiteCounts,
+    *,
+    terms: PrivacyTerms | None = None,
+) -> tuple[TrainReply, Packed]:
+    """Return a round's report, without digest, and what leaves: before masks, where there are any."""
+    settings, config = request.settings, site.config
+    ready = _ready(request, weights, site)
+    started = time.perf_counter()
+    summary = _fit(ready, request, site, counts, terms)
+    packing = time.perf_counter()
+    learner = ready.learner
+    arrays = pack(learner.model, learner.loss)
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise Diverged("training diverged: the weights are no longer finite numbers")
+    content = arrays if settings.payload == "masked" else update(settings.payload, arrays, weights)
+    if ready.norms is not None:
+        ready.norms.save(learner.model, request.round)
+    done = {"load": summary.load_s, "train": summary.train_s}
+    if terms is not None:  # how they divide follows how many patients each step drew
+        done = {"train": packing - started}
+    seconds = {"setup": ready.seconds, **done, "pack": time.perf_counter() - packing}
+    reply = TrainReply(
+        site=config.site,
+        round=request.round,
+        layout=request.layout,
+        payload=settings.payload,
+        digest="",
+        weights={} if settings.secure_statistics else counts.weights,
+        steps=summary.steps,
+        loss=None,
+        loss_by_task={},
+        seconds={phase: round(value, 4) for phase, value in seconds.items()},
+    )
+    if terms is None:
+        reply = reply.model_copy(update=_losses(summary, ready.labelled, config.small_cell_limit))
+    return reply, content
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What a round trains: network with the global weights in it, and the cases."""
+
+    learner: Learner
+    labelled: list[PreparedCase]
+    norms: OwnNorms | None
+    seconds: float
+
+
+def _ready(request: TrainRequest, weights: Packed, site: Site) -> _Ready:
+    settings, config = request.settings, site.config
     started = time.perf_counter()
     cases = cases_on_scale(site, request.scale)
     labelled = [prepared for prepared in cases if has_target(prepared.case, settings.tasks)]
@@ -82,60 +214,48 @@ def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[Tra
         raise DataError("no case with a known label to train on")
     torch.set_num_threads(config.threads or torch.get_num_threads())
     seed_torch(settings.seed, "train", config.site, request.round)
-    counts = request.class_counts if settings.counts == "global" else local_counts(site)
-    learner = build_learner(settings, counts)
+    learner = build_learner(settings, _class_counts(request, site))
     if layout_of(settings).digest != request.layout:
         raise ProtocolError("weights: the coordinator's network differs from the one that this site builds")
     unpack(weights, learner.model, learner.loss)
     norms = OwnNorms(config.state, request.run, request.layout) if settings.strategy == "fedbn" else None
     if norms is not None:
         norms.restore(learner.model, request.round)
-    work = LocalWork(settings, labelled, config.site, request.round, request.proximal_mu)
-    processes = useful_processes(settings, len(labelled), config.processes)
+    return _Ready(learner, labelled, norms, time.perf_counter() - started)
+
+
+def _fit(
+    ready: _Ready, request: TrainRequest, site: Site, counts: SiteCounts, terms: PrivacyTerms | None
+) -> FitSummary:
+    settings, config = request.settings, site.config
+    work = LocalWork(settings, ready.labelled, config.site, request.round, request.proximal_mu)
     device = torch.device(config.device)
+    if terms is not None:
+        ready.learner.to(device)
+        # The published number, which is noised: the size of a step must not tell the exact one.
+        return train_privately(ready.learner, work, terms, device, patients=counts.weights[TRUNK])
+    processes = useful_processes(settings, len(ready.labelled), config.processes)
     if processes == 1:
-        learner.to(device)
-    prepared_s = time.perf_counter() - started
+        ready.learner.to(device)
+        return train_locally(ready.learner, work, device)
+    left_s = settings.round_timeout_s - ready.seconds
+    class_counts = _class_counts(request, site)
+    return train_in_processes(ready.learner, work, config, class_counts, processes=processes, limit_s=left_s)
 
-    if processes == 1:
-        summary = train_locally(learner, work, device)
-    else:
-        left_s = settings.round_timeout_s - prepared_s
-        summary = train_in_processes(learner, work, config, counts, processes=processes, limit_s=left_s)
 
-    packing = time.perf_counter()
-    arrays = pack(learner.model, learner.loss)
-    if not all(np.isfinite(array).all() for array in arrays.values()):
-        raise Diverged("training diverged: the weights are no longer finite numbers")
-    packed = update(settings.payload, arrays, weights)
-    digest = digest_of(packed)
-    if norms is not None:
-        norms.save(learner.model, request.round)
-    published = count_cases([item.case for item in site.cases], config.small_cell_limit, settings.tasks)
-    seconds = {
-        "setup": prepared_s,
-        "load": summary.load_s,
-        "train": summary.train_s,
-        "pack": time.perf_counter() - packing,
-    }
-    reply = TrainReply(
-        site=config.site,
-        round=request.round,
-        layout=request.layout,
-        payload=settings.payload,
-        digest=digest,
-        weights=published.weights,
-        steps=summary.steps,
-        loss=publishable_loss(summary.loss, len(labelled), config.small_cell_limit),
-        loss_by_task={
-            task: publishable_loss(
-                value, sum(has_target(item.case, (task,)) for item in labelled), config.small_cell_limit
-            )
+def _class_counts(request: TrainRequest, site: Site) -> dict[Gene, tuple[float, float]]:
+    return request.class_counts if request.settings.counts == "global" else local_counts(site)
+
+
+def _losses(summary: FitSummary, labelled: list[PreparedCase], limit: int) -> dict[str, object]:
+    """Return the losses of a round that may be told."""
+    return {
+        "loss": publishable_loss(summary.loss, len(labelled), limit),
+        "loss_by_task": {
+            task: publishable_loss(value, sum(has_target(item.case, (task,)) for item in labelled), limit)
             for task, value in summary.loss_by_task().items()
         },
-        seconds={phase: round(value, 4) for phase, value in seconds.items()},
-    )
-    return reply, packed
+    }
 
 
 def local_counts(site: Site) -> dict[Gene, tuple[float, float]]:

@@ -79,6 +79,7 @@ def agree(config: SiteConfig, settings: RunConfig) -> None:
         rounds=settings.rounds,
         local_epochs=settings.local_epochs,
     )
+    config.privacy.check(settings.privacy_terms, secure_aggregation=settings.secure_aggregation)
 
 
 def resolve_site(context: Context, settings: RunConfig) -> Site:

@@ -32,6 +32,7 @@ from fedglioma.errors import PolicyError, ProtocolError
 from fedglioma.noise import DELTA
 from fedglioma.wire import (
     FINISHED,
+    SECURE,
     STATISTICS,
     TRAIN,
     Refusal,
@@ -46,7 +47,7 @@ from fedglioma_client.gauges import Phase
 
 logger = logging.getLogger(__name__)
 
-KINDS = frozenset({STATISTICS, TRAIN, FINISHED})
+KINDS = frozenset({STATISTICS, SECURE, TRAIN, FINISHED})
 POLL_S = 0.02
 
 Journal = Callable[..., None]

@@ -1,0 +1,47 @@
+"""The counts that a site publishes: under the small-cell rule, in private runs with noise."""
+
+from fedglioma.config.run import RunConfig
+from fedglioma.counts import SiteCounts, count_cases
+from fedglioma.privacy.noised_counts import noised_counts
+from fedglioma_client.budget import gaussian, spend_once
+from fedglioma_client.intake import secret_of
+from fedglioma_client.site import Site
+
+
+def published_counts(site: Site, settings: RunConfig) -> SiteCounts:
+    """Return the site's counts as it publishes them; the same whenever the same is asked.
+
+    Raises
+    ------
+    IdentityError
+        The site's secret cannot be used.
+    """
+    cases = [prepared.case for prepared in site.cases]
+    limit = site.config.small_cell_limit
+    if settings.privacy != "site":
+        return count_cases(cases, limit, settings.tasks)
+    return noised_counts(
+        cases,
+        limit,
+        settings.tasks,
+        epsilon=settings.counts_epsilon,
+        delta=settings.delta,
+        secret=secret_of(site.config),
+    ).counts
+
+
+def told_counts(site: Site, settings: RunConfig) -> SiteCounts:
+    """Return the counts once the ledger has what telling them costs.
+
+    Raises
+    ------
+    BudgetExhausted
+        They would cost a patient more than the site allows.
+    PrivacyError
+        The ledger is not as it was written.
+    """
+    counts = published_counts(site, settings)
+    if settings.privacy == "site":
+        mechanism = gaussian(settings.counts_epsilon, settings.delta)
+        spend_once(site, "counts", counts.model_dump_json().encode(), mechanism)
+    return counts
