@@ -10,8 +10,9 @@ from fedglioma.data.standardize import on_scale
 from fedglioma.errors import ScaleError
 from fedglioma.landmarks import noisy_sums, published_sums
 from fedglioma.noise import DELTA
+from fedglioma.privacy.noised_counts import one_scan_each
 from fedglioma.scale import MOST_DISTANCE, LandmarkSums, Scale, distance, landmark_sums
-from fedglioma_client.budget import gaussian, spend_once
+from fedglioma_client.spend import gaussian, spend_once
 from fedglioma_client.intake import secret_of
 from fedglioma_client.known_scale import remember_scale
 from fedglioma_client.site import Site
@@ -36,10 +37,12 @@ def landmarks_of(site: Site, settings: RunConfig) -> tuple[dict[Modality, Landma
     """
     if not settings.common_scale:
         return {}, None
-    cases = [case.landmarks() for case in site.cases]
     limit, epsilon = site.config.small_cell_limit, _epsilon(site, settings)
     if epsilon is None:
-        return published_sums(cases, limit), None
+        return published_sums([case.landmarks() for case in site.cases], limit), None
+    # The noise hides one image set: of a patient with several, one is told of.
+    chosen = {id(case) for case in one_scan_each(prepared.case for prepared in site.cases)}
+    cases = [prepared.landmarks() for prepared in site.cases if id(prepared.case) in chosen]
     found = noisy_sums(cases, limit, epsilon, secret_of(site.config))
     if not found:
         return {}, None

@@ -24,7 +24,7 @@ from fedglioma.training.parallel import useful_processes
 from fedglioma.training.private import train_privately
 from fedglioma.weights import TRUNK, FlatArrays, Forms, Packed, digest_of, pack, unpack
 from fedglioma.wire import StatisticsReply, StatisticsRequest, TrainReply, TrainRequest
-from fedglioma_client.budget import PrivateRound
+from fedglioma_client.spend import PrivateRound
 from fedglioma_client.intensities import cases_on_scale, landmarks_of
 from fedglioma_client.linkage import name_shared, tags_of
 from fedglioma_client.masking import mask_statistics, mask_update
