@@ -1,8 +1,9 @@
 """Batches in an order that a seed decides, read in the background while the network trains."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,10 @@ PREFETCH = 2
 
 ORDER_STREAM = 2
 """Keeps the random numbers of the order apart from those of the dataset's crops, for the same seed."""
+
+
+Part = TypeVar("Part")
+Batch = TypeVar("Batch")
 
 
 def train_batches(dataset: CaseDataset, *, batch_size: int, seed: int, epoch: int) -> Iterator[Sample]:
@@ -53,6 +58,26 @@ def eval_batches(dataset: CaseDataset, *, batch_size: int) -> Iterator[Sample]:
     return _batches(_divide(range(len(dataset)), batch_size), dataset.__getitem__)
 
 
+def drawn_batches(
+    dataset: CaseDataset, parts: Iterable[tuple[int, Sequence[int]]]
+) -> Iterator[Sample | None]:
+    """Return the batches that somebody else drew: for each part its indices, cropped as in its epoch.
+
+    None stands for a part without indices. Parts may be drawn while earlier ones are trained on.
+
+    Raises
+    ------
+    DataError
+        A prepared volume is gone or damaged; raised when its batch is due.
+    """
+
+    def read(part: tuple[int, Sequence[int]]) -> Sample | None:
+        epoch, indices = part
+        return stack([dataset.training_sample(index, epoch) for index in indices]) if indices else None
+
+    return _ahead(read, parts)
+
+
 def _divide(order: Sequence[int], size: int) -> list[Sequence[int]]:
     if size < 1:
         raise ConfigError(f"batch size: {size}: at least 1 case is needed")
@@ -66,10 +91,10 @@ def _batches(parts: Sequence[Sequence[int]], sample: Callable[[int], Sample]) ->
     return _ahead(read, parts)
 
 
-def _ahead(read: Callable[[Sequence[int]], Sample], parts: Sequence[Sequence[int]]) -> Iterator[Sample]:
+def _ahead(read: Callable[[Part], Batch], parts: Iterable[Part]) -> Iterator[Batch]:
     """Yield what ``read`` makes of each part, having one thread work on the next ones meanwhile."""
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
-    pending: deque[Future[Sample]] = deque()
+    pending: deque[Future[Batch]] = deque()
     try:
         for part in parts:
             pending.append(pool.submit(read, part))

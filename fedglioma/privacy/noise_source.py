@@ -1,0 +1,92 @@
+"""Normal noise for gradients, from a stream that nobody can foresee."""
+
+import math
+import os
+
+import torch
+from torch import Tensor
+
+from fedglioma.privacy.secret import SecretRandom
+
+_PAIRS = 1 << 16
+"""Numbers made at a time, halved: what they need then stays in the processor's cache."""
+_RARE = 128
+"""Radii of the 2^-24 rarest draws are drawn finer."""
+
+
+class NoiseSource:
+    """Adds independent normal noise to tensors.
+
+    On a processor: 62 bits of ``SecretRandom`` for each pair of numbers, made normal by Box and Muller's
+    transformation (Annals of Mathematical Statistics 29, 1958, 610-611) in single precision. A radius from 31
+    bits would end at 6.6 standard deviations; the rarest of them get 53 bits more, so that the tails are
+    right to beyond 10, of which no training ever sees one. Tensors in double precision get the same numbers:
+    the noise has 24 significant bits.
+
+    On a GPU: torch's generator of that device (Philox), seeded with 64 bits from the operating system. That
+    is no cryptographic generator: nobody is known to foresee it from its output, and nobody has shown that it
+    cannot be done.
+
+    What is not done: noise from floating-point numbers does not reach every real number, and the low bits of
+    a sum may say what was added (I. Mironov, "On significance of the least significant bits for differential
+    privacy", CCS 2012). Here the sum itself is never seen, only weights after Adam's steps over a round,
+    which round and mix it; that makes the attack hard and is no proof against it. Epsilon holds for the ideal
+    mechanism.
+    """
+
+    def __init__(self, secret: SecretRandom) -> None:
+        self._secret = secret
+        self._words = torch.empty(2 * _PAIRS, dtype=torch.int32)
+        self._angle = torch.empty(_PAIRS)
+        self._radius = torch.empty(_PAIRS)
+        self._normal = torch.empty(2 * _PAIRS)
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def add_to(self, tensor: Tensor, std: float) -> None:
+        """Add to each number of a tensor, in place, independent normal noise of a standard deviation."""
+        if tensor.device.type != "cpu":
+            self._add_on_device(tensor, std)
+            return
+        # In the order of memory; one number more is made than an odd tensor needs.
+        flat = _flat(tensor)
+        for start in range(0, flat.numel(), 2 * _PAIRS):
+            part = flat[start : start + 2 * _PAIRS]
+            part.add_(self._normals(part.numel()), alpha=std)
+        if flat.data_ptr() != tensor.data_ptr():
+            tensor.copy_(flat.view(tensor.shape))
+
+    def _normals(self, count: int) -> Tensor:
+        """Return standard normal numbers, (count,) float32; what an earlier call returned is overwritten."""
+        pairs = (count + 1) // 2
+        words, radius, angle = self._words[: 2 * pairs], self._radius[:pairs], self._angle[:pairs]
+        self._secret.fill(words.numpy().data)
+        first = words[:pairs].bitwise_and_(2**31 - 1)
+        rare = (first < _RARE).nonzero().flatten()
+        radius.copy_(first).add_(0.5).mul_(2.0**-31)
+        if len(rare):
+            finer = torch.from_numpy((self._secret.words(len(rare)) >> 11).astype("float64") + 0.5) * 2.0**-53
+            radius[rare] = ((first[rare].double() + finer) * 2.0**-31).float()
+        radius.log_().mul_(-2.0).sqrt_()
+        angle.copy_(words[pairs:]).mul_(math.pi * 2.0**-31)
+        normal = self._normal[: 2 * pairs]
+        torch.cos(angle, out=normal[:pairs]).mul_(radius)
+        torch.sin(angle, out=normal[pairs:]).mul_(radius)
+        return normal[:count]
+
+    def _add_on_device(self, tensor: Tensor, std: float) -> None:
+        generator = self._generators.get(tensor.device)
+        if generator is None:
+            generator = torch.Generator(tensor.device)
+            generator.manual_seed(int.from_bytes(os.urandom(8)) >> 1)
+            self._generators[tensor.device] = generator
+        noise = torch.empty_like(tensor).normal_(0.0, std, generator=generator)
+        tensor.add_(noise)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """Return a tensor's numbers in a row: its own memory, or a copy where there are gaps in it."""
+    if tensor.is_contiguous():
+        return tensor.view(-1)
+    order = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
+    ordered = tensor.permute(order)
+    return ordered.view(-1) if ordered.is_contiguous() else tensor.reshape(-1)
