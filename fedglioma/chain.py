@@ -3,7 +3,7 @@
 A line is one JSON object; its ``digest`` is the sha256 over the canonical JSON (sorted keys, no spaces,
 ASCII) of everything else in it, and ``previous`` is the digest of the line before. ``audit.head`` beside
 ``audit.jsonl`` holds the number and digest of the last line, so that a log cut off at its end is noticed.
-``audit.py`` decides what is recorded; nothing here knows.
+``audit.py`` and ``privacy/ledger.py`` decide what is recorded; nothing here knows.
 """
 
 import fcntl
@@ -130,7 +130,17 @@ def read_head(log: Path) -> Head | None:
     ProtocolError
         The file holds something else.
     """
-    path = head_file(log)
+    return head_at(head_file(log))
+
+
+def head_at(path: Path) -> Head | None:
+    """Return the head that a file holds, or None where there is none.
+
+    Raises
+    ------
+    ProtocolError
+        The file holds something else.
+    """
     try:
         with path.open("rb") as file:
             table = json.loads(file.read(LONGEST))
@@ -144,12 +154,18 @@ def read_head(log: Path) -> Head | None:
     return Head(seq, digest)
 
 
-def write_head(log: Path, line: Line) -> None:
+def write_head(log: Path, line: Line, mode: int = 0o666) -> None:
     """Make a line the head of its log, whole or not at all; the log's lock must be held."""
-    path = head_file(log)
+    write_head_at(head_file(log), line, mode)
+
+
+def write_head_at(path: Path, line: Line, mode: int = 0o666) -> None:
+    """Write a head into a file of any name; as ``write_head``."""
     # One name under the log's lock: what a kill leaves is written over, where nobody sweeps.
     temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("w", encoding="ascii") as file:
+    with open(
+        temporary, "w", encoding="ascii", opener=lambda name, flags: os.open(name, flags, mode)
+    ) as file:
         json.dump({"seq": line.seq, "digest": line.digest}, file)
         file.write("\n")
         file.flush()
@@ -248,7 +264,7 @@ def replace_end(log: Path, offset: int, line: Line) -> None:
 
 
 @contextmanager
-def opened(log: Path, *, write: bool) -> Iterator[int]:
+def opened(log: Path, *, write: bool, mode: int = 0o640) -> Iterator[int]:
     """Open a log and hold its lock: alone to write, together with other readers to read.
 
     Opened for each line anew, so that a forked process never shares the lock.
@@ -261,7 +277,7 @@ def opened(log: Path, *, write: bool) -> Iterator[int]:
         Another process holds the lock for longer than any writer needs.
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT if write else os.O_RDONLY | os.O_NONBLOCK
-    handle = os.open(log, flags | os.O_CLOEXEC, 0o640)
+    handle = os.open(log, flags | os.O_CLOEXEC, mode)
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise ConfigError(f"{log}: is not a regular file; an audit log is one")

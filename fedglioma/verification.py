@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedglioma import chain
-from fedglioma.chain import Broken, Head
+from fedglioma.chain import Broken, Head, Line
 from fedglioma.errors import ConfigError, FedGliomaError, ProtocolError
 
 
@@ -92,6 +92,12 @@ def verify(path: Path, *, head: str | None = None) -> Verification:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
+def walked(log: Path, size: int) -> tuple[Verification, list[Line]]:
+    """Return what a log's chain shows, and its sound lines; for whoever holds the log's lock."""
+    walk = _Walk(_head_beside(log), None, keep=True)
+    return walk.along(log, size), walk.kept
+
+
 def _head_beside(path: Path) -> Head | str | None:
     """Return the log's head, or what is wrong with its file."""
     try:
@@ -108,9 +114,11 @@ def _absent(path: Path) -> Verification:
 
 
 class _Walk:
-    """A walk along a log: what has been seen so far, never more than one line of it."""
+    """A walk along a log: what has been seen so far, never more than one line of it unless ``keep`` is on."""
 
-    def __init__(self, beside: Head | str | None, given: str | None) -> None:
+    def __init__(self, beside: Head | str | None, given: str | None, *, keep: bool = False) -> None:
+        self.keep = keep
+        self.kept: list[Line] = []
         self.beside = beside
         self.given = given
         self.last = chain.START
@@ -152,6 +160,8 @@ class _Walk:
             raise ProtocolError("is not the line that the head names: it was written anew")
         self.last, self.previous = here, line.previous
         self.times = (self.times[0] if self.times else line.time, line.time)
+        if self.keep:
+            self.kept.append(line)
         if line.digest == self.given:
             self.known = line.seq
 

@@ -18,6 +18,7 @@ from fedglioma.data.cohort import Cohort
 from fedglioma.data.manifest import WHOLE_COHORT
 from fedglioma.errors import ConfigError, DataError, IdentityError
 from fedglioma.pseudonym import SECRET_BYTES
+from fedglioma_client.budget import check_budget
 from fedglioma_client.check_server import check_way
 from fedglioma_client.intake import Unusable, load_settings, read_site_cohort
 from fedglioma_client.linkage import check_linkage
@@ -112,6 +113,7 @@ def check_site(site: str, path: Path, spacing_mm: float) -> Checked:
             check_cache(config.cache, len(found.cases), spacing_mm),
             _judge_cache(config, found),
             *check_linkage(config, found.cases),
+            *check_budget(config),
             check_processor(config),
             check_memory(config.workers, spacing_mm),
             check_device(config.device, config.processes),

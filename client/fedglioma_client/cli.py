@@ -336,6 +336,30 @@ def linkage_key(
         emit(data, text, output)
 
 
+@app.command()
+def privacy(
+    context: typer.Context,
+    output: Format = OutputFormat.TEXT,
+    log_level: LogLevel = "INFO",
+) -> None:
+    """Show what the patients have lost of their privacy, run by run, what is left, and what is not covered.
+
+    Only reads. The ledger's chain is checked from its first line to its last, and compared with the heads
+    that are kept elsewhere.
+
+    Exit code: 0 the ledger is intact, 2 the settings are at fault, 5 the ledger is not as it was written.
+    """
+    with door(output), interruptible():
+        log.configure(log_level, console=human())
+        from fedglioma_client.budget import read_figures
+        from fedglioma_client.intake import load_settings
+        from fedglioma_client.privacy_screen import screen
+
+        _, path = context.ensure_object(Chosen).path()
+        figures = read_figures(load_settings(path))
+        emit(figures.data(), screen(figures), output)
+
+
 @audit.command("verify")
 def verify_log(
     context: typer.Context,

@@ -11,6 +11,7 @@ from unicodedata import combining, normalize
 from pydantic import Field, field_validator, model_validator
 
 from fedglioma.case import Frozen
+from fedglioma.config.privacy import LARGEST_DELTA, AccountantName, PrivacyTerms
 from fedglioma.config.reading import checked, read_yaml
 from fedglioma.config.run import MODEL_NAMES, Payload, Strategy
 from fedglioma.errors import ConfigError, PolicyError
@@ -54,6 +55,57 @@ class Policy(Frozen):
             )
 
 
+class PrivacyLimits(Frozen):
+    """What the hospital allows its patients to lose, whatever the coordinator offers."""
+
+    required: bool = False
+    max_epsilon: float | None = Field(default=10.0, gt=0, le=MOST_EPSILON)
+    max_delta: float = Field(default=1e-5, gt=0, le=LARGEST_DELTA)
+    accountant: AccountantName = "prv"
+    min_noise_multiplier: float = Field(default=0.3, gt=0, le=1000)
+    max_clip_norm: float | None = Field(default=None, gt=0)
+    max_sampling_rate: float = Field(default=1.0, gt=0, le=1)
+    require_secure_aggregation: bool = False
+    head_copy: Path | None = None
+
+    def check(self, terms: PrivacyTerms | None, *, secure_aggregation: bool) -> None:
+        """Raise ``PolicyError`` for the first thing that the site does not agree to.
+
+        Parameters
+        ----------
+        terms : PrivacyTerms or None
+            What the run offers; None where it is not differentially private.
+        secure_aggregation : bool
+            Whether the server sees sums of several sites alone.
+        """
+        if self.require_secure_aggregation and not secure_aggregation:
+            raise PolicyError(
+                "privacy: this site sends nothing but into secure aggregation, and the run has none"
+            )
+        if terms is None:
+            if self.required:
+                raise PolicyError(
+                    "privacy: this site takes part in differentially private runs only; the run is not one"
+                )
+            return
+        if terms.delta > self.max_delta:
+            raise PolicyError(f"privacy: delta {terms.delta:g} offered, at most {self.max_delta:g} allowed")
+        if terms.noise_multiplier < self.min_noise_multiplier:
+            raise PolicyError(
+                f"privacy: noise multiplier {terms.noise_multiplier:g} offered, "
+                f"at least {self.min_noise_multiplier:g} allowed"
+            )
+        if self.max_clip_norm is not None and terms.clip_norm > self.max_clip_norm:
+            raise PolicyError(
+                f"privacy: clip norm {terms.clip_norm:g} offered, at most {self.max_clip_norm:g} allowed"
+            )
+        if terms.sampling_rate > self.max_sampling_rate:
+            raise PolicyError(
+                f"privacy: sampling rate {terms.sampling_rate:g} offered, "
+                f"at most {self.max_sampling_rate:g} allowed"
+            )
+
+
 class SiteConfig(Frozen):
     """A hospital's settings; nothing in it ever leaves the hospital."""
 
@@ -76,6 +128,7 @@ class SiteConfig(Frozen):
     linkage_key: Path | None = None
     metrics_port: int = Field(default=0, ge=0, le=65535)
     policy: Policy = Policy()
+    privacy: PrivacyLimits = PrivacyLimits()
 
     @field_validator("site")
     @classmethod
@@ -120,9 +173,10 @@ def load_site_config(path: Path) -> SiteConfig:
     state = config.state if "state" in table else config.state / config.site
     names = ("data", "cache", "ca", "key", "linkage_key")
     places = {"state": state} | {name: getattr(config, name) for name in names}
-    return config.model_copy(
-        update={name: None if place is None else base / place for name, place in places.items()}
-    )
+    copy = config.privacy.head_copy
+    privacy = config.privacy.model_copy(update={"head_copy": None if copy is None else base / copy})
+    found = {name: None if place is None else base / place for name, place in places.items()}
+    return config.model_copy(update=found | {"privacy": privacy})
 
 
 def site_name(text: str) -> str:

@@ -287,6 +287,7 @@ def test_example_explains_every_setting() -> None:
     told = read_yaml(ROOT / "site_config" / "example.yaml")
     assert set(told) == set(SiteConfig.model_fields)
     assert set(told["policy"]) == set(Policy.model_fields)
+    assert set(told["privacy"]) == set(PrivacyLimits.model_fields)
 
 
 def test_policy_allows_what_it_names() -> None:

@@ -150,8 +150,8 @@ def test_an_option_that_does_not_exist_would_be_noticed() -> None:
     assert list(complaints("fedglioma-server", " simulate --cohort DIR --crpo 3")) == [
         "simulate has no --crpo"
     ]
-    assert list(complaints("fedglioma-client", " --site ningxia privacy")) == [
-        "fedglioma-client has no command privacy"
+    assert list(complaints("fedglioma-client", " --site ningxia divulge")) == [
+        "fedglioma-client has no command divulge"
     ]
 
 
