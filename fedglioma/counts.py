@@ -5,13 +5,22 @@ limit, zero as zero; a total is rounded up. Exact cells would add up to the exac
 suppressed cell of another table would follow by subtraction. A limit of 1 changes nothing.
 """
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from typing import Final
 
 from fedglioma.case import GENES, TASKS, UNKNOWN, Case, Frozen, Gene, Task, subset_name
+from fedglioma.config.site import SMALL_CELL_LIMIT
 
 Cells = tuple[int | None, int | None, int | None]
 """Wild-type or intact, mutant or codeleted, unknown; None where suppressed."""
+
+PASSED_ON: Final = SMALL_CELL_LIMIT
+"""Patients below which the centre prints neither their number nor a figure of them in what it passes on."""
+AT_LEAST: Final = "\N{GREATER-THAN OR EQUAL TO}"
+DASH: Final = "\N{EN DASH}"
+_IN_WORDS: Final = re.compile(r"(?<![\w.,<-])(?<!grade )(\d+)(?= [a-z])")
 
 
 class SiteCounts(Frozen):
@@ -86,3 +95,54 @@ def global_counts(sites: Sequence[tuple[dict[Gene, Cells], int]]) -> dict[Gene, 
         mutant = sum(estimate(labels[gene][1], limit) for labels, limit in sites)
         totals[gene] = (wild, mutant)
     return totals
+
+
+def is_few(count: int, limit: int = PASSED_ON) -> bool:
+    """Whether a number of patients is so small that it may point at one of them."""
+    return 0 < count < limit
+
+
+def shown(count: int, limit: int = PASSED_ON) -> str:
+    """Return a number of patients as it may be printed: ``1,204``, ``0``, or ``<5``."""
+    return f"<{limit}" if is_few(count, limit) else f"{count:,}"
+
+
+def roughly(code: int, limit: int = PASSED_ON) -> str:
+    """Return what ``coded`` left of a count: ``<5``, at least 5, or a dash."""
+    if code < 0:
+        return DASH
+    return f"<{limit}" if code < limit else f"{AT_LEAST}{limit}"
+
+
+def coded(cells: Sequence[int], limit: int = PASSED_ON) -> list[int] | None:
+    """Return what may be told of cells whose sum is known, for ``roughly``; None where all can be told.
+
+    Where one cell is few, of each cell only on which side of the limit it lies, an empty one counting as
+    few: 1 or the limit. At the two sums at which that could still give a few one away, nothing: -1.
+    """
+    if not any(is_few(cell, limit) for cell in cells):
+        return None
+    number, total = len(cells), sum(cells)
+    if total in ((limit - 1) * number, limit * (number - 1) + 1):
+        return [-1] * number
+    return [1 if cell < limit else limit for cell in cells]
+
+
+def shown_cells(cells: Sequence[int], limit: int = PASSED_ON) -> list[str]:
+    """Return the cells of a table as they may be printed beside their sum, which is not itself few."""
+    codes = coded(cells, limit)
+    if codes is None:
+        return [f"{cell:,}" for cell in cells]
+    return [roughly(code, limit) for code in codes]
+
+
+def without_few(sentence: str, limit: int = PASSED_ON) -> str:
+    """Return a sentence with each number of patients in it as it may be printed: ``<5 patients``.
+
+    What counts as one is a whole number before a word in small letters; a tumour's grade does not.
+    """
+
+    def coarse(found: re.Match[str]) -> str:
+        return shown(int(found[1]), limit) if is_few(int(found[1]), limit) else found[1]
+
+    return _IN_WORDS.sub(coarse, sentence)

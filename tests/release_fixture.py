@@ -68,7 +68,7 @@ def run_record(settings: RunConfig, **others: Any) -> RunRecord:
     return RunRecord.model_validate({**table, **others})
 
 
-def evaluation_of(settings: RunConfig, cases: int = 6, site: str = "henan") -> Evaluation:
+def evaluation_of(settings: RunConfig, cases: int = 12, site: str = "henan") -> Evaluation:
     """Return a held-out result drawn at random."""
     rng = np.random.default_rng(0)
     outlines = rng.uniform(size=(cases, 4)) if Task.SEGMENTATION in settings.tasks else None

@@ -4,8 +4,11 @@ The positive class is mutant or codeleted, and a case is called positive from a 
 (the argmax of two classes). A measure that does not exist is ``None`` with a reason, never 0.5.
 """
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from fedglioma.case import UNKNOWN, Frozen
 from fedglioma.metrics.bootstrap import RESAMPLES, Measure, Statistic, bootstrap
@@ -32,6 +35,9 @@ class GeneMetrics(Frozen):
     ``unknown`` cases were left out. ``majority`` is the accuracy of always naming this set's more
     frequent class, ``gain`` the accuracy above it. ``caution`` says, where that is so, that the
     figures rest on too few patients.
+
+    Of a copy that is passed on (``small_cells.py``) ``withheld`` says what its counts no longer tell: how
+    many have each status, or anything but on which side of the small-cell limit ``n`` lies.
     """
 
     n: int
@@ -46,6 +52,10 @@ class GeneMetrics(Frozen):
     specificity: Measure
     log_loss: Measure
     caution: str | None
+    class_patients: tuple[int, int] | None = Field(
+        default=None, description="patients with a negative and with a positive case; None: not on record"
+    )
+    withheld: Literal["", "statuses", "row"] = ""
 
 
 def gene_metrics(
@@ -81,6 +91,7 @@ def gene_metrics(
         positives=int(positive.sum()),
         unknown=int((~known).sum()),
         caution=_caution(positive, people, measures["auc"]),
+        class_patients=(len(np.unique(people[~positive])), len(np.unique(people[positive]))),
         **measures,
     )
 

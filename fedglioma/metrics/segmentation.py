@@ -29,6 +29,9 @@ class SegmentationMetrics(Frozen):
     a true tumour, ``no_hd95`` lack at least one of the two, ``no_volume`` have no volume to compare. An
     empty prediction has a Dice of 0 but no distance, so that ``mean_hd95_mm`` must be read beside
     ``no_hd95``: a network that outlines nothing in its hard cases would look better there.
+
+    Of a copy that is passed on (``small_cells.py``) ``withheld`` says that ``n`` tells only on which side of
+    the small-cell limit the outlined cases lie.
     """
 
     n: int
@@ -40,6 +43,7 @@ class SegmentationMetrics(Frozen):
     median_dice: Measure
     mean_hd95_mm: Measure
     mean_volume_error_ml: Measure
+    withheld: bool = False
 
 
 def dice(predicted: NDArray[np.generic], reference: NDArray[np.generic]) -> float | None:

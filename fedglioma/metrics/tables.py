@@ -1,6 +1,6 @@
 """The tables of one evaluation, as ``evaluation/metrics.json`` holds them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +54,7 @@ def evaluate(
     cases = predictions.select(np.array([s == split for s in predictions.split], dtype=bool))
     overall = _genes(cases, resamples, seed)
     tumours = _tumours(cases, resamples, seed)
-    caution = _caution(len(cases), overall, tumours)
+    caution = caution_of(len(cases), overall, tumours)
     return Evaluation(
         split=split,
         n_cases=len(cases),
@@ -100,9 +100,10 @@ def _by(
     return {key: _genes(cases.select(column == key), resamples, seed) for key in sorted(set(keys))}
 
 
-def _caution(
-    n_cases: int, overall: dict[Gene, GeneMetrics], tumours: SegmentationMetrics | None
+def caution_of(
+    n_cases: int, overall: Mapping[Gene, GeneMetrics], tumours: SegmentationMetrics | None
 ) -> str | None:
+    """Return the sentence that stands beside tables of too few patients; None where they are enough."""
     if not n_cases:
         return "No case was held out, so nothing was measured."
     measured = {gene: m for gene, m in overall.items() if m.n}

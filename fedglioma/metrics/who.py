@@ -54,7 +54,8 @@ class WhoTable(Frozen):
     ``counts[known][predicted]`` has every class in both places. ``agreement`` is the share of the
     ``compared`` cases, those whose known markers give one of the three classes, that were predicted
     right; a contradictory prediction is wrong. ``majority`` is that of always naming the most frequent
-    class. Contradictions are counted, never repaired.
+    class. Contradictions are counted, never repaired. ``withheld``: of a copy that is passed on, the counts
+    tell only on which side of the small-cell limit they lie (``small_cells.py``).
     """
 
     counts: dict[WhoClass, dict[WhoClass, int]]
@@ -64,6 +65,7 @@ class WhoTable(Frozen):
     contradictory_labels: int
     contradictory_predictions: int
     contradiction_rate: FiniteFloat | None
+    withheld: bool = False
 
 
 def who_class(idh: int, atrx: int, codel: int) -> WhoClass:

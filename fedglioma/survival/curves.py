@@ -1,6 +1,7 @@
 """Kaplan-Meier curves, log-rank tests and numbers at risk of the classes of one marker."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from lifelines import KaplanMeierFitter
@@ -44,7 +45,8 @@ class Arm(Frozen):
     """Patients of one class: their number, deaths, median survival with 95 % interval, curve.
 
     A median is None where survival never falls to one half. ``at_risk`` counts the patients still
-    followed at each of the comparison's ticks.
+    followed at each of the comparison's ticks. Of a copy that is passed on (``small_cells.py``)
+    ``withheld`` names the counts that tell only on which side of the small-cell limit they lie.
     """
 
     label: str
@@ -55,6 +57,7 @@ class Arm(Frozen):
     median_high: FiniteFloat | None
     at_risk: tuple[int, ...]
     curve: Curve
+    withheld: tuple[Literal["n", "events"], ...] = ()
 
 
 class LogRank(Frozen):

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from fedglioma.case import CHANNELS, Task
 from fedglioma.config.run import RunConfig
+from fedglioma.metrics.small_cells import passed_on
 from fedglioma.metrics.tables import Evaluation
 from fedglioma.training.bundle_parts import channel_titles
 from fedglioma_server.card import intended_use
@@ -176,8 +177,9 @@ def _answer(settings: RunConfig) -> dict[str, Any]:
 
 
 def _figures(evaluation: Evaluation) -> dict[str, float]:
-    """Return the held-out figures that exist, by name."""
+    """Return the held-out figures that exist and are of enough patients, by name."""
     named = {}
+    evaluation = passed_on(evaluation)
     for gene, found in evaluation.overall.items():
         named[f"{gene.value}_auc"] = found.auc.value
         named[f"{gene.value}_accuracy"] = found.accuracy.value

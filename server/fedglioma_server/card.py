@@ -9,6 +9,8 @@ from typing import Final
 
 from fedglioma.case import CHANNELS, GENE_TITLES, GENES, Task
 from fedglioma.config.run import RunConfig
+from fedglioma.counts import shown
+from fedglioma.metrics.small_cells import passed_on
 from fedglioma.metrics.tables import Evaluation
 from fedglioma_server import card_tables as tables
 from fedglioma_server import card_words as words
@@ -53,7 +55,7 @@ The network is given {reading}.
 {training}
 
 Counts as the sites gave them: cases are rounded up to a multiple of the site's small-cell limit, smaller
-cells are suppressed (`<5`). 0 is wild-type or intact, 1 mutant or codeleted.
+cells are suppressed (`<5`), here and in the held-out result. 0 is wild-type or intact, 1 mutant or codeleted.
 
 {sites}
 
@@ -98,7 +100,7 @@ def card_text(
     record: RunRecord, chosen: RoundRecord, evaluation: Evaluation, privacy: str, rounds_done: int
 ) -> str:
     """Return the card of a run's selected model."""
-    settings = record.settings
+    settings, evaluation = record.settings, passed_on(evaluation)
     synthetic = (
         "\n\n**Trained on SYNTHETIC patients: made-up images, no clinical evidence of any kind.**"
         if record.synthetic
@@ -118,8 +120,8 @@ def card_text(
         sites=tables.sites_text(record),
         sequences=tables.sequences_text(record),
         split=evaluation.split,
-        cases=evaluation.n_cases,
-        patients=evaluation.n_patients,
+        cases=shown(evaluation.n_cases),
+        patients=shown(evaluation.n_patients),
         results=held_out_text(evaluation),
         privacy=privacy,
         limits="\n".join(f"- {line}" for line in limits(record, evaluation)),
@@ -149,8 +151,8 @@ def held_out_text(evaluation: Evaluation) -> str:
     if evaluation.who is not None:
         agreement = tables.measure_text(evaluation.who.agreement)
         parts.append(
-            f"WHO CNS5 class from the three markers: {agreement} agree, of {evaluation.who.compared} cases "
-            "in which the known markers give one."
+            f"WHO CNS5 class from the three markers: {agreement} agree, of "
+            f"{shown(evaluation.who.compared)} cases in which the known markers give one."
         )
     if evaluation.segmentation is not None:
         parts += ["Outline of the whole tumour:", tables.outline_text(evaluation)]
@@ -229,7 +231,10 @@ def items_text(record: RunRecord, evaluation: Evaluation) -> str:
         ("16 training and evaluation", "by patient: no patient trains, chooses and is reported on"),
         ("17 ethics, consent", "each site's own; purpose of this run: " + settings.purpose),
         ("18 open science", "settings in config.json, code is fedglioma; the data stay at the sites"),
-        ("23 performance", f"{evaluation.n_cases} held-out cases, intervals by patient; see Held-out result"),
+        (
+            "23 performance",
+            f"{shown(evaluation.n_cases)} held-out cases, intervals by patient; see Held-out result",
+        ),
         ("25-27 use", "no clinical use; see Intended use and Limits"),
     ]
     return tables.table(["item", "here"], rows)

@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Sequence
 
 from fedglioma.case import CHANNELS, GENE_TITLES, Gene
+from fedglioma.counts import shown
 from fedglioma.metrics.bootstrap import Measure
 from fedglioma.metrics.genotype import GeneMetrics
 from fedglioma.metrics.segmentation import SegmentationMetrics
+from fedglioma.metrics.small_cells import outlined, told
 from fedglioma.metrics.tables import Evaluation
 from fedglioma.words import one_line
 from fedglioma_server.records import RunRecord, SiteData
@@ -90,7 +92,7 @@ def results_text(evaluation: Evaluation) -> str:
     rows = [
         [
             GENE_TITLES[gene],
-            found.n,
+            told(found).known,
             measure_text(found.auc),
             measure_text(found.accuracy),
             measure_text(found.sensitivity),
@@ -106,7 +108,7 @@ def groups_text(groups: dict[str, dict[Gene, GeneMetrics]], head: str) -> str:
     """Return each marker's AUC and number of known cases per group."""
     genes = [gene for gene in Gene if any(gene in found for found in groups.values())]
     rows = [
-        [name, *(f"{measure_text(found[gene].auc)} ({found[gene].n})" for gene in genes)]
+        [name, *(f"{measure_text(found[gene].auc)} ({told(found[gene]).known})" for gene in genes)]
         for name, found in groups.items()
     ]
     return table([head, *(f"{GENE_TITLES[gene]} AUC (known)" for gene in genes)], rows)
@@ -122,11 +124,11 @@ def outline_text(evaluation: Evaluation) -> str:
 
 def _outline(found: SegmentationMetrics) -> list[object]:
     return [
-        found.n - found.no_dice,
+        outlined(found),
         measure_text(found.mean_dice),
         measure_text(found.median_dice),
         measure_text(found.mean_hd95_mm),
-        found.no_hd95,
+        NONE if found.withheld else shown(found.no_hd95),
         measure_text(found.mean_volume_error_ml),
     ]
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from fedglioma.case import CHANNELS, CLASS_TITLES, Task
 from fedglioma.config.run import RunConfig
+from fedglioma.counts import shown, shown_cells
 from fedglioma.data.prepare import WHOLE_HEAD_MM, PrepareSettings
 from fedglioma.training.inference import Reader
 from fedglioma_server.card_tables import plain
@@ -134,8 +135,8 @@ def _choice(chosen: RoundRecord) -> str:
             f"no loss was defined on held-out patients, so the last, round {chosen.round}, is released here."
         )
     return (
-        f"round {chosen.round} had the lowest held-out loss, on {chosen.heldout.cases} cases that chose the "
-        "round and are not reported on, and is the one released here."
+        f"round {chosen.round} had the lowest held-out loss, on {shown(chosen.heldout.cases)} cases that "
+        "chose the round and are not reported on, and is the one released here."
     )
 
 
@@ -177,5 +178,6 @@ def _excluded(record: RunRecord) -> Sequence[str]:
             left_out[issue.code] = left_out.get(issue.code, 0) + issue.cases
     if not left_out:
         return []
-    reasons = ", ".join(f"{plain(code)} {number}" for code, number in sorted(left_out.items()))
+    numbers = shown_cells(list(left_out.values()))
+    reasons = ", ".join(f"{plain(code)} {n}" for code, n in sorted(zip(left_out, numbers, strict=True)))
     return [f"Cases left out that the coordinator knows of, by reason: {reasons}."]

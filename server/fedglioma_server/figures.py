@@ -98,7 +98,7 @@ class SurvivalStep:
     """One group's Kaplan-Meier curve: step times with survival and its band, and who is at risk.
 
     The steps begin at time 0 with survival 1. A band is None where it is not defined. ``at_risk`` holds
-    one count per tick of the shared axis, in its order.
+    one count per tick of the shared axis, in its order: a number, or ``<5``.
     """
 
     label: str
@@ -107,8 +107,8 @@ class SurvivalStep:
     lower: Sequence[float | None]
     upper: Sequence[float | None]
     censored: Sequence[float]
-    at_risk: Sequence[int]
-    patients: int
+    at_risk: Sequence[int | str]
+    patients: int | str
     style: int = 0
 
 

@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 
 from fedglioma.case import GENE_TITLES, GENES, Gene, Task
 from fedglioma.config.run import RunConfig
+from fedglioma.counts import is_few
 from fedglioma.data.dataset import CaseDataset
 from fedglioma.data.loader import eval_batches
 from fedglioma.metrics.genotype import gene_metrics
+from fedglioma.metrics.small_cells import of_marker
 from fedglioma.training.calibrate import estimate_norms
 from fedglioma.training.inference import Reader
 from fedglioma.training.learner import Learner, log_variances
@@ -40,17 +42,23 @@ FloatArray = NDArray[np.float64]
 
 
 def measure(scores: Scores, tasks: Sequence[Task], settings: RunConfig) -> HeldOutRound:
-    """Return losses, AUC and accuracy per gene and Dice; None where no or only one class is known."""
+    """Return losses, AUC and accuracy per gene and Dice; None where no or only one class is known.
+
+    None too where a figure would be of fewer patients than may be told of: it is logged, drawn and shown to
+    a monitoring system. The loss that chooses is computed from all of them.
+    """
     losses = {task: _mean(scores.losses[:, column]) for column, task in enumerate(tasks)}
     auc: dict[Gene, float | None] = {}
     accuracy: dict[Gene, float | None] = {}
     for gene in settings.genes:
         index = GENES.index(gene)
         known = scores.labels[:, index] >= 0
-        measured = gene_metrics(
-            scores.labels[known, index].numpy(),
-            scores.probabilities[known, index].numpy().astype(np.float64),
-            resamples=0,
+        measured = of_marker(
+            gene_metrics(
+                scores.labels[known, index].numpy(),
+                scores.probabilities[known, index].numpy().astype(np.float64),
+                resamples=0,
+            )
         )
         auc[gene], accuracy[gene] = measured.auc.value, measured.accuracy.value
     # Masks drawn at random are learned against, but nothing is chosen by them.
@@ -59,11 +67,18 @@ def measure(scores: Scores, tasks: Sequence[Task], settings: RunConfig) -> HeldO
     return HeldOutRound(
         cases=len(scores.labels),
         loss=mean(known_losses) if known_losses else None,
-        loss_by_task=losses,
+        loss_by_task={
+            task: None if is_few(_known(scores.losses[:, column])) else losses[task]
+            for column, task in enumerate(tasks)
+        },
         auc=auc,
         accuracy=accuracy,
-        dice=_mean(scores.dice),
+        dice=None if is_few(_known(scores.dice)) else _mean(scores.dice),
     )
+
+
+def _known(values: FloatArray) -> int:
+    return int((~np.isnan(values)).sum())
 
 
 def _mean(values: FloatArray) -> float | None:

@@ -4,9 +4,11 @@ A folder whose run is still going, was interrupted or has no evaluation gets a r
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fedglioma.case import CLASS_TITLES, GENE_TITLES
+from fedglioma.metrics.small_cells import passed_on
 from fedglioma.metrics.tables import Evaluation
 from fedglioma.page import rendered
 from fedglioma_server import report_linkage as duplicates
@@ -45,6 +47,9 @@ def write_report(run_folder: Path) -> Path:
 
 def render(saved: Saved) -> tuple[str, dict[str, Sequence[Drawing]]]:
     """Return the page, and the figures by the folder that they belong into."""
+    # From here on nothing is known that a reader elsewhere must not know.
+    evaluation = None if saved.evaluation is None else passed_on(saved.evaluation)
+    saved = replace(saved, evaluation=evaluation, survival=saved.survival.passed_on)
     stamp = SYNTHETIC_STAMP if saved.synthetic else ""
     course = round_figures(saved.rounds, saved.chosen, stamp, finished=saved.run.status == "completed")
     roc = Figures()
@@ -115,11 +120,13 @@ def _tumours(evaluation: Evaluation) -> list[Table]:
 
 def _data(run: RunRecord) -> dict[str, object]:
     issues = tables.issues_table(run.issues)
-    out = sum(issue.cases for issue in run.issues if issue.kind == "excluded")
-    warned = sum(issue.cases for issue in run.issues if issue.kind == "warning")
+    out, warned = (
+        words.few_or(sum(issue.cases for issue in run.issues if issue.kind == kind), "case")
+        for kind in ("excluded", "warning")
+    )
     lead = f"From {words.listing(run.cohorts) or 'an unnamed cohort'}."
     if run.issues:
-        lead += f" {words.count(out, 'case')} left out, {words.count(warned, 'case')} kept with a warning."
+        lead += f" {out} left out, {warned} kept with a warning."
     shown: list[Table] = [tables.sites_table(run), tables.modalities_table(run)]
     if run.scale is not None:
         shown.append(intensities.scale_table(run, run.scale))

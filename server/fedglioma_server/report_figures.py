@@ -113,6 +113,9 @@ def roc_figures(
         measured = metrics.get(gene)
         if measured is None:
             continue
+        if measured.withheld:
+            missing.append(f"{title}: no curve, {measured.auc.reason or 'too few patients'}.")
+            continue
         false_rate, true_rate = roc_points(cases.labels[:, index], cases.probabilities[:, index])
         if not len(false_rate):
             missing.append(f"{title}: no curve, {measured.auc.reason or 'one class only'}.")

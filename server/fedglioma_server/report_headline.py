@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from fedglioma.case import CLASS_TITLES, GENE_TITLES, GENES, Gene
 from fedglioma.metrics.genotype import GeneMetrics
+from fedglioma.metrics.small_cells import outlined, told
 from fedglioma.metrics.tables import Evaluation
 from fedglioma_server import report_linkage as duplicates
 from fedglioma_server import report_text as words
@@ -78,7 +79,7 @@ def summary(saved: Saved) -> str:
             parts.append(
                 f"Its outlines of the tumour overlap those of experts with a Dice of "
                 f"{words.with_interval(outlines.mean_dice)} (1 is perfect) in "
-                f"{words.count(outlines.n - outlines.no_dice, 'case')}."
+                f"{outlined(outlines)} cases."
             )
     return " ".join(parts)
 
@@ -93,10 +94,10 @@ def _training_cases(saved: Saved) -> str:
 
 def tested(evaluation: Evaluation) -> str:
     """Return whom the model was tested on."""
-    patients = words.count(evaluation.n_patients, "patient")
+    patients = words.few_or(evaluation.n_patients, "patient")
     if evaluation.n_patients == evaluation.n_cases:
         return patients
-    return f"{words.count(evaluation.n_cases, 'case')} of {patients}"
+    return f"{words.few_or(evaluation.n_cases, 'case')} of {patients}"
 
 
 @dataclass(frozen=True)
@@ -142,11 +143,27 @@ def _card(gene: Gene, metrics: GeneMetrics) -> Card:
         spoken=f"AUC {text}; 0.5 is guessing, 1 is perfect",
         reason=auc.reason or "not defined",
         accuracy=words.with_interval(metrics.accuracy, share=True),
-        usual=positive if 2 * metrics.positives > metrics.n else negative,
+        usual=_usual(gene, metrics),
         majority=words.percent(metrics.majority.value),
-        tested=words.class_counts(gene, metrics.positives, metrics.n) if metrics.n else "no case",
+        tested=tested_on(gene, metrics),
         weak=metrics.caution or "",
     )
+
+
+def _usual(gene: Gene, metrics: GeneMetrics) -> str:
+    negative, positive = CLASS_TITLES[gene]
+    if metrics.withheld:
+        return "the more frequent"
+    return positive if 2 * metrics.positives > metrics.n else negative
+
+
+def tested_on(gene: Gene, metrics: GeneMetrics) -> str:
+    """Return ``62 mutant, 36 wild-type``; where that is kept back, how many are known."""
+    if not metrics.n:
+        return "no case"
+    if metrics.withheld:
+        return f"{told(metrics).known} known"
+    return words.class_counts(gene, metrics.positives, metrics.n)
 
 
 def facts(saved: Saved) -> dict[str, str]:

@@ -4,9 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fedglioma.case import CLASS_TITLES, GENE_TITLES, GENES, Task
 from fedglioma.config.run import RunConfig
+from fedglioma.counts import shown_cells
 from fedglioma_server import report_text as words
 from fedglioma_server.records import DataIssue, RoundRecord, RunRecord, SiteRound
 from fedglioma_server.report_tables import FOLD_ABOVE, Cell, Notes, Row, Table, setting
+
+SPLITS = ("train", "selection", "report")
 
 
 def sites_table(run: RunRecord) -> Table:
@@ -51,9 +54,11 @@ def sites_table(run: RunRecord) -> Table:
 def _split_cells(run: RunRecord, site: str) -> list[Cell]:
     if not run.splits:
         return [Cell(words.integer(run.sites[site].cases))]
-    split = run.splits.get(site)
-    counts = (split.train, split.selection, split.report) if split is not None else (None, None, None)
-    return [Cell(words.DASH if n is None else words.integer(n)) for n in counts]
+    if site not in run.splits:
+        return [Cell(words.DASH)] * len(SPLITS)
+    place = list(run.splits).index(site)
+    columns = ([getattr(split, name) for split in run.splits.values()] for name in SPLITS)
+    return [Cell(shown_cells(column)[place]) for column in columns]
 
 
 def modalities_table(run: RunRecord) -> Table:
@@ -90,10 +95,10 @@ def issues_table(issues: Sequence[DataIssue]) -> Table:
                 Cell(issue.site, head=True, number=False),
                 Cell("left out" if issue.kind == "excluded" else "kept, with a warning", number=False),
                 Cell(issue.explanation, number=False),
-                Cell(words.integer(issue.cases)),
+                Cell(number),
             )
         )
-        for issue in ordered
+        for issue, number in zip(ordered, _issue_cells(ordered), strict=True)
     )
     return Table(
         "Left out, or kept with a warning",
@@ -102,6 +107,16 @@ def issues_table(issues: Sequence[DataIssue]) -> Table:
         words=frozenset({0, 1, 2}),
         fold=len(rows) > FOLD_ABOVE,
     )
+
+
+def _issue_cells(issues: Sequence[DataIssue]) -> list[str]:
+    """Return the issues' numbers of cases; those of a kind add up to a sum that stands above the table."""
+    found: dict[int, str] = {}
+    for kind in ("excluded", "warning"):
+        places = [place for place, issue in enumerate(issues) if issue.kind == kind]
+        texts = shown_cells([issues[place].cases for place in places])
+        found |= dict(zip(places, texts, strict=True))
+    return [found[place] for place in range(len(issues))]
 
 
 def rounds_table(rounds: Sequence[RoundRecord], chosen: int | None) -> Table:

@@ -4,9 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fedglioma.case import CLASS_TITLES, GENES
+from fedglioma.counts import PASSED_ON, shown
 from fedglioma.survival.analysis import Comparison, SurvivalResults
 from fedglioma.survival.cox import HazardRatio
 from fedglioma.survival.curves import Arm
+from fedglioma.survival.small_cells import at_risk_text, deaths_text, passed_on, patients_text
 from fedglioma.survival.values import Group
 from fedglioma_server import figures
 from fedglioma_server import report_text as words
@@ -19,6 +21,8 @@ GROUP_TITLES: dict[Group, str] = {
     Group.GLIOBLASTOMA: "Glioblastoma",
     Group.MIXED: "All gliomas together",
 }
+_FEW = f"fewer than {PASSED_ON} patients of each status"
+ENDS = f"A curve ends where fewer than {PASSED_ON} patients are still followed."
 _STYLES = {name: place for gene in GENES for place, name in enumerate(reversed(CLASS_TITLES[gene]))}
 """Mutant and codeleted look alike in every figure, and so do wild-type and intact."""
 
@@ -30,6 +34,14 @@ class Analyses:
     measured: SurvivalResults | None = None
     predicted: SurvivalResults | None = None
     reason: str | None = None
+
+    @property
+    def passed_on(self) -> "Analyses":
+        """The same without what is of too few patients."""
+        measured, predicted = (
+            None if results is None else passed_on(results) for results in (self.measured, self.predicted)
+        )
+        return Analyses(measured, predicted, self.reason)
 
     @property
     def found(self) -> tuple[tuple[str, SurvivalResults], ...]:
@@ -82,8 +94,8 @@ def survival_section(analyses: Analyses, stamp: str) -> SurvivalSection | None:
         if table.rows
     ]
     lead = " ".join(
-        f"By {word} marker: {words.count(results.n, 'held-out patient')} with a known follow-up, "
-        f"{results.events:,} of whom died."
+        f"By {word} marker: {words.few_or(results.n, 'held-out patient')} with a known follow-up, "
+        f"{shown(results.events)} of whom died."
         for word, results in analyses.found
     )
     return SurvivalSection(lead, tuple(parts), tuple(tables), tuple(_remarks(analyses)))
@@ -94,7 +106,7 @@ def _remarks(analyses: Analyses) -> Iterator[str]:
         for note in results.notes:
             yield f"{word.capitalize()}: {note}."
         for part in results.left_out:
-            yield f"{word.capitalize()}: {words.count(part.rows, 'patient')} left out, {part.reason}."
+            yield f"{word.capitalize()}: {words.few_or(part.rows, 'patient')} left out, {part.reason}."
 
 
 def _figures(comparisons: Sequence[Comparison], results: SurvivalResults, word: str, stamp: str) -> Figures:
@@ -105,25 +117,33 @@ def _figures(comparisons: Sequence[Comparison], results: SurvivalResults, word: 
         if not comparison.arms:
             missing.append(f"{marker}: no curve, no patient has a known status.")
             continue
+        if not any(arm.curve.time for arm in comparison.arms):
+            missing.append(f"{marker}: no curve, {_FEW}.")
+            continue
         scale = results.months_per_unit or 1.0
         test = _test(comparison)
         among = f"{word}, {group[0].lower()}{group[1:]}"
         svg = figures.kaplan_meier(
-            [curve_step(arm, place, scale) for place, arm in enumerate(comparison.arms)],
+            curve_steps(comparison, scale),
             [tick * scale for tick in comparison.ticks],
             title=marker,
             subtitle=f"{among}, {test}",
             axis="Months since diagnosis" if results.months_per_unit else "Time (unit not stated)",
             stamp=stamp,
         )
-        died = [f"{arm.events:,} of {arm.n:,} {arm.label}" for arm in comparison.arms]
-        caption = f"Died: {words.listing(died)}."
+        died = [f"{deaths_text(arm)} of {patients_text(arm)} {arm.label}" for arm in comparison.arms]
+        caption = f"Died: {words.listing(died)}. {ENDS}"
         if comparison.caution:
             caption += f" {comparison.caution[0].upper()}{comparison.caution[1:]}."
         key = f"km-{word}-{_slug(comparison.group.value)}-{_slug(comparison.marker)}"
         spoken = f"Survival by {marker} ({among}), {test}. {caption}"
         drawings.append(Drawing(key, svg, spoken, caption))
     return Figures(tuple(drawings), tuple(missing))
+
+
+def curve_steps(comparison: Comparison, scale: float) -> list[SurvivalStep]:
+    """Return the classes that have a curve as a figure draws them."""
+    return [curve_step(arm, place, scale) for place, arm in enumerate(comparison.arms) if arm.curve.time]
 
 
 def curve_step(arm: Arm, place: int, scale: float) -> SurvivalStep:
@@ -136,8 +156,8 @@ def curve_step(arm: Arm, place: int, scale: float) -> SurvivalStep:
         lower=[1.0, *curve.low],
         upper=[1.0, *curve.high],
         censored=[time * scale for time, gone in zip(curve.time, curve.censored, strict=True) if gone],
-        at_risk=arm.at_risk,
-        patients=arm.n,
+        at_risk=tuple(at_risk_text(arm)),
+        patients=patients_text(arm),
         style=_STYLES.get(arm.label, place),
     )
 
@@ -167,7 +187,8 @@ def _comparisons_table(results: SurvivalResults, word: str) -> Table:
         tuple(rows),
         words=frozenset({0, 1, 2}),
         notes=notes.listed(),
-        remark="In brackets: 95 % interval. A dash under median: more than half were alive at the end. "
+        remark="In brackets: 95 % interval. A dash under median: more than half were alive at the end, or "
+        f"when fewer than {PASSED_ON} were still followed. "
         f"A hazard ratio below 1 means fewer deaths per month than in the other status.{caution}",
     )
 
@@ -187,8 +208,8 @@ def _arm_rows(
         cells = (
             *before,
             Cell(arm.label, number=False),
-            Cell(words.integer(arm.n)),
-            Cell(words.integer(arm.events)),
+            Cell(patients_text(arm)),
+            Cell(deaths_text(arm)),
             Cell(_median(arm, scale)),
             *test,
             ratio,
@@ -223,7 +244,7 @@ def _adjusted_table(results: SurvivalResults, word: str) -> Table:
         for place, ratio in enumerate(found):
             group = (
                 Cell(GROUP_TITLES[adjusted.group], rows=len(found), head=True, number=False),
-                Cell(f"{adjusted.model.n:,} ({adjusted.model.events:,} died)", rows=len(found)),
+                Cell(f"{shown(adjusted.model.n)} ({shown(adjusted.model.events)} died)", rows=len(found)),
             )
             cells = (
                 *(group if place == 0 else ()),

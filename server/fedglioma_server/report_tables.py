@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from string import ascii_lowercase
 
 from fedglioma.case import GENE_TITLES, GENES, Gene
+from fedglioma.counts import shown
 from fedglioma.metrics.bootstrap import Measure
 from fedglioma.metrics.genotype import MAX_AUC_WIDTH, MIN_PATIENTS, MIN_RARER, GeneMetrics
 from fedglioma.metrics.segmentation import SegmentationMetrics
+from fedglioma.metrics.small_cells import outlined, told, who_cells, who_totals
 from fedglioma.metrics.who import CLASSES, WHO_TITLES, WhoClass, WhoTable
 from fedglioma_server import report_text as words
 
@@ -130,20 +132,21 @@ def _marker(gene: Gene) -> Cell:
 
 
 def _measures(names: tuple[Cell, ...], metrics: GeneMetrics, notes: Notes) -> Row:
-    def shown(measure: Measure, text: str) -> Cell:
+    def shown_measure(measure: Measure, text: str) -> Cell:
         return Cell(text, note=notes.letter(measure.reason))
 
+    counts = told(metrics)
     return Row(
         cells=(
             *names,
-            Cell(f"{metrics.positives:,} of {metrics.n:,}"),
-            Cell(words.integer(metrics.unknown)),
-            shown(metrics.auc, words.with_interval(metrics.auc)),
-            shown(metrics.accuracy, words.with_interval(metrics.accuracy, share=True)),
-            Cell(words.percent(metrics.majority.value)),
-            shown(metrics.gain, words.points(metrics.gain)),
-            shown(metrics.sensitivity, words.with_interval(metrics.sensitivity, share=True)),
-            shown(metrics.specificity, words.with_interval(metrics.specificity, share=True)),
+            Cell(f"{counts.positive} of {counts.known}"),
+            Cell(counts.unknown),
+            shown_measure(metrics.auc, words.with_interval(metrics.auc)),
+            shown_measure(metrics.accuracy, words.with_interval(metrics.accuracy, share=True)),
+            shown_measure(metrics.majority, words.percent(metrics.majority.value)),
+            shown_measure(metrics.gain, words.points(metrics.gain)),
+            shown_measure(metrics.sensitivity, words.with_interval(metrics.sensitivity, share=True)),
+            shown_measure(metrics.specificity, words.with_interval(metrics.specificity, share=True)),
         ),
         faint=metrics.caution is not None,
     )
@@ -156,8 +159,7 @@ def tumour_table(groups: Mapping[str, SegmentationMetrics]) -> Table:
     for name, found in groups.items():
         measures = (found.mean_dice, found.median_dice, found.mean_hd95_mm, found.mean_volume_error_ml)
         cells = (Cell(words.with_interval(m), note=notes.letter(m.reason)) for m in measures)
-        outlined = Cell(words.integer(found.n - found.no_dice))
-        rows.append(Row((Cell(name, head=True, number=False), outlined, *cells)))
+        rows.append(Row((Cell(name, head=True, number=False), Cell(outlined(found)), *cells)))
     return Table(
         title="Outline of the tumour",
         columns=("Patients of", "Outlined", "Dice", "Median Dice", "Distance in mm", "Volume off by mL"),
@@ -181,22 +183,20 @@ def who_table(who: WhoTable) -> Table:
     """Return measured class against predicted class; the two that are no class only where they occur."""
     known = [c for c in WhoClass if c in CLASSES or any(who.counts[c].values())]
     predicted = [c for c in WhoClass if c in CLASSES or any(who.counts[row][c] for row in WhoClass)]
+    cells, totals = who_cells(who), who_totals(who)
     rows = tuple(
         Row(
             cells=(
                 Cell(WHO_SHORT[row], head=True, number=False),
-                *(
-                    Cell(words.integer(who.counts[row][column]), strong=row is column and row in CLASSES)
-                    for column in predicted
-                ),
-                Cell(words.integer(sum(who.counts[row].values()))),
+                *(Cell(cells[row][column], strong=row is column and row in CLASSES) for column in predicted),
+                Cell(totals[row]),
             ),
         )
         for row in known
     )
     definitions = "; ".join(WHO_TITLES[c] for c in WhoClass if c in known or c in predicted)
     agreement = (
-        f"Right in {words.with_interval(who.agreement, share=True)} of {words.count(who.compared, 'case')} "
+        f"Right in {words.with_interval(who.agreement, share=True)} of {shown(who.compared)} cases "
         f"whose measured markers give a class; always naming the most frequent class: "
         f"{words.percent(who.majority.value)}."
         if who.agreement.value is not None

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from fedglioma.case import CHANNELS, CLASS_TITLES, GENE_TITLES, Gene, Modality
+from fedglioma.counts import shown
 from fedglioma.metrics.bootstrap import Measure
 
 DASH = "\N{EN DASH}"
@@ -47,6 +48,11 @@ def integer(value: int) -> str:
 def count(number: int, noun: str, nouns: str | None = None) -> str:
     """Return ``1 patient`` or ``3 patients``."""
     return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
+
+
+def few_or(number: int, noun: str) -> str:
+    """Return a number of patients as it may be printed: ``31 patients``, ``<5 patients``."""
+    return f"{shown(number)} {noun}s"
 
 
 def cell(number: int | None, limit: int) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedglioma.case import TASK_TITLES, Task
+from fedglioma.counts import shown, shown_cells
 from fedglioma.metrics.genotype import MIN_PATIENTS
 from fedglioma.page import rendered
 from fedglioma_server import figures
@@ -64,7 +65,7 @@ def write_study_report(folder: Path) -> Path:
 
 def _facts(result: StudyResult) -> dict[str, str]:
     return {
-        "Patients reported": words.integer(result.patients),
+        "Patients reported": shown(result.patients),
         "Hospitals": words.listing(result.sites),
         "Division": divisions_text(result),
         "Runs": words.integer(result.runs) + (f", {len(result.failed)} failed" if result.failed else ""),
@@ -107,7 +108,7 @@ def _task_table(result: StudyResult, title: str, measures: Sequence[str]) -> Tab
             cases = max(cases, 0 if entry is None else entry.cases)
         rows.append(Row(tuple(cells)))
     return Table(
-        title=f"{title}, {cases} cases",
+        title=f"{title}, {shown(cases)} cases",
         columns=("", *(text for _ in measures for text in ("Value", "Difference"))),
         rows=tuple(rows),
         over=(("", 1), *((measure_title(name), 2) for name in measures)),
@@ -166,8 +167,8 @@ def _gain_table(arm: str, name: str, gains: Sequence[Gain]) -> Table:
     others = [protocol for protocol in protocols if protocol != "local"]
     rows = []
     notes = Notes()
-    for gain in gains:
-        cells = [Cell(gain.site, head=True, number=False), Cell(str(_cases(gain)))]
+    for gain, number in zip(gains, _case_cells(gains), strict=True):
+        cells = [Cell(gain.site, head=True, number=False), Cell(number)]
         cells += [_value_cell(gain.lines.get(protocol), notes) for protocol in protocols]
         for protocol in others:
             entry = gain.lines.get(protocol)
@@ -191,6 +192,12 @@ def _gain_table(arm: str, name: str, gains: Sequence[Gain]) -> Table:
 
 def _cases(gain: Gain) -> int:
     return max((entry.cases for entry in gain.lines.values()), default=0)
+
+
+def _case_cells(gains: Sequence[Gain]) -> list[str]:
+    """Return each row's cases; those of the hospitals add up to the row of all."""
+    sites = iter(shown_cells([_cases(gain) for gain in gains if gain.site != "all"]))
+    return [shown(_cases(gain)) if gain.site == "all" else next(sites) for gain in gains]
 
 
 def _drawings(result: StudyResult) -> Figures:
@@ -287,7 +294,7 @@ def csv_text(result: StudyResult) -> str:
             ]  # fmt: skip
             writer.writerow(
                 [line.arm, line.protocol, name, entry.value.value, entry.value.low, entry.value.high,
-                 *difference, None if other is None else other.p, entry.p_adjusted, entry.cases,
+                 *difference, None if other is None else other.p, entry.p_adjusted, shown(entry.cases),
                  line.parameters]
             )  # fmt: skip
     return out.getvalue()

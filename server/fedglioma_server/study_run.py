@@ -9,6 +9,7 @@ from typing import Any
 
 from fedglioma.case import GENES, Case, Task
 from fedglioma.console import Progress, silent
+from fedglioma.counts import without_few
 from fedglioma.data.prepare import Prepared, PrepareSettings
 from fedglioma.errors import FedGliomaError
 from fedglioma.metrics.genotype import MIN_PATIENTS, MIN_RARER
@@ -155,7 +156,7 @@ def _caution(entries: Mapping[RowName, Mapping[str, Entry]], known: Known, size:
         said.append(
             f"Too few patients ({few}): no value and no difference means anything beyond its interval."
         )
-    return " ".join(said) or None
+    return without_few(" ".join(said)) or None
 
 
 def _rarer(known: Known, column: int) -> int:

@@ -6,11 +6,12 @@ import numpy as np
 from pydantic import Field
 
 from fedglioma.case import Frozen, Task
+from fedglioma.counts import PASSED_ON, is_few
 from fedglioma.metrics.bootstrap import Measure
 from fedglioma.metrics.criterion import Criterion
 from fedglioma.metrics.paired import Comparison, compare, holm, interval
 from fedglioma_server.study_file import Published, Study
-from fedglioma_server.study_results import Known, RowName
+from fedglioma_server.study_results import Known, RowName, TaskTable
 
 PERMUTATIONS_PER_RESAMPLE = 10
 """A p-value wants finer steps than an interval: 9,999 swaps for 1,000 resamples."""
@@ -103,13 +104,23 @@ def table_of(
         What the others are compared with, by the difference on the same resamples and the swap test.
     site : str
         Only this hospital's patients; by default all.
+
+    A measure of fewer patients than may be told of (``counts.py``), in all or, of markers, of one status, is
+    not computed.
     """
     entries: dict[RowName, dict[str, Entry]] = {row: {} for row in order}
     for measure in measures:
         task, criterion = Task(measure.split(".")[0]), Criterion(measure.split(".")[1])
         table = known.table(task, [row for row in order if row in known.rows], seeds, site)
+        few = _too_few(criterion, table)
         compared: dict[RowName, Comparison] = {}
         for row, values in table.values.items():
+            labels = table.rows.labels
+            measured = ~np.isnan(values).all(axis=1) if labels is None else labels >= 0
+            cases = int(np.count_nonzero(measured))
+            if few:
+                entries[row][measure] = Entry(value=Measure(value=None, reason=few), cases=cases)
+                continue
             value = interval(criterion, table.rows, values, resamples=resamples)
             comparison = None
             if row != reference and reference in table.values:
@@ -123,14 +134,26 @@ def table_of(
                     permutations=PERMUTATIONS_PER_RESAMPLE * resamples - 1,
                 )
                 compared[row] = comparison
-            labels = table.rows.labels
-            measured = ~np.isnan(values).all(axis=1) if labels is None else labels >= 0
-            cases = int(np.count_nonzero(measured))
             entries[row][measure] = Entry(value=value, comparison=comparison, cases=cases)
         adjusted = holm([comparison.p for comparison in compared.values()])
         for row, p in zip(compared, adjusted, strict=True):
             entries[row][measure] = entries[row][measure].model_copy(update={"p_adjusted": p})
     return entries
+
+
+def _too_few(criterion: Criterion, table: TaskTable) -> str:
+    """Return why a measure is not told; empty where it is."""
+    rows = table.rows
+    if rows.labels is None:
+        outlined = [~np.isnan(values).all(axis=1) for values in table.values.values()]
+        groups = [np.any(outlined, axis=0)] if outlined else []
+    elif criterion is Criterion.ACCURACY:
+        groups = [rows.labels >= 0]
+    else:
+        groups = [rows.labels == 0, rows.labels == 1]
+    if any(is_few(len(np.unique(rows.patients[group]))) for group in groups):
+        return f"fewer than {PASSED_ON} patients" + (" of one status" if len(groups) > 1 else "")
+    return ""
 
 
 def gains_of(

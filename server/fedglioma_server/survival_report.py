@@ -14,6 +14,7 @@ from fedglioma.survival.analysis import Adjusted, Comparison, SurvivalResults
 from fedglioma.survival.columns import TimeUnit
 from fedglioma.survival.cox import HazardRatio
 from fedglioma.survival.curves import Arm
+from fedglioma.survival.small_cells import passed_on
 from fedglioma_server.records import write_text
 
 SYNTHETIC = "SYNTHETIC DATA"
@@ -83,20 +84,20 @@ def _drawings(results: SurvivalResults) -> dict[str, str]:
     """Return an SVG per comparison by file name."""
     # Imported here: drawing takes matplotlib, which takes a second to load, and text and tables do not.
     from fedglioma_server.figures import kaplan_meier
-    from fedglioma_server.report_survival import curve_step
+    from fedglioma_server.report_survival import curve_steps
 
     scale = results.months_per_unit or 1.0
     return {
         _figure_name(comparison): kaplan_meier(
-            [curve_step(arm, place, scale) for place, arm in enumerate(comparison.arms)],
+            curve_steps(comparison, scale),
             [tick * scale for tick in comparison.ticks],
             title=f"{comparison.title}, {comparison.group.value}",
             subtitle=f"log-rank p = {p_text(comparison.log_rank.p)}" if comparison.log_rank else "no test",
             axis="Months since diagnosis" if results.months_per_unit else "Time (unit not stated)",
             stamp=SYNTHETIC if results.synthetic else "",
         )
-        for comparison in results.comparisons
-        if comparison.arms
+        for comparison in passed_on(results).comparisons
+        if any(arm.curve.time for arm in comparison.arms)
     }
 
 
