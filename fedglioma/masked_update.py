@@ -21,7 +21,8 @@ MOST_SHARE: Final = 4.0
 """A site that joins late has a share of what the others' weights add up to, which may be above 1."""
 COUNTS_RANGE: Final = 2.0**21
 LANDMARKS_RANGE: Final = 2.0**26
-"""Whole numbers up to these are exact in a sum of up to 32 sites: a million cases, ten thousand of landmarks."""
+"""Whole numbers up to these are exact in a sum of up to 32 sites: of a million cases, and of the landmarks of
+ten thousand."""
 
 
 def update_parts(sizes: Mapping[str, int], largest: float) -> tuple[Part, ...]:
@@ -47,6 +48,11 @@ def statistics_parts() -> tuple[Part, ...]:
         Part(name="counts", size=LENGTH - LANDMARKS, range=COUNTS_RANGE),
         Part(name="landmarks", size=LANDMARKS, range=LANDMARKS_RANGE),
     )
+
+
+def subject(purpose: str, run: str, round_number: int) -> str:
+    """Return what a masked sum is of; of one subject a site helps to unmask one set of sites alone."""
+    return f"{purpose}:{hashlib.sha256(run.encode()).hexdigest()[:32]}:{round_number}"
 
 
 def about(purpose: str, **agreed: str | int) -> str:
@@ -152,4 +158,5 @@ def summed_statistics(total: Words, sites: int, count: int) -> NDArray[np.int64]
         The sums are not those of numbers inside the agreed ranges.
     """
     sums = decode_parts(statistics_parts(), sites, total, count)
-    return np.rint(np.concatenate([sums["counts"], sums["landmarks"]])).astype(np.int64)
+    numbers: NDArray[np.int64] = np.rint(np.concatenate([sums["counts"], sums["landmarks"]])).astype(np.int64)
+    return numbers

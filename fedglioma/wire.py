@@ -57,6 +57,7 @@ class Masking(Frozen):
 
     model_config = ConfigDict(allow_inf_nan=False, ser_json_bytes="base64", val_json_bytes="base64")
 
+    subject: str = Field(max_length=200, description="whose numbers are added up: purpose, run and round")
     inbox: Inbox
     totals: dict[str, NonNegativeFloat] = Field(
         default={}, description="aggregation weight per group over all sites; a site's is told as its share"

@@ -1,23 +1,31 @@
 """A site's part in a masked sum: the short exchanges around it, and the masks themselves.
 
-Where the site stands in a session lies in ``state/secure/<session>.json``, readable by its owner alone, so
-that a site which was restarted between two messages goes on. A new session of a run ends the one before.
+Where the site stands in the sum of a subject (a run's round) lies in ``state/secure/<subject>.json``,
+readable by its owner alone, so that a site which was restarted between two messages goes on. Whose sum it
+helped to unmask stays in ``<subject>.done``: a server that lost the sum may ask for it again, but never over
+other sites, as two such sums would differ by a single site's numbers.
 """
 
-from collections.abc import Mapping
+import hashlib
+import json
+import time
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fedglioma.chain import DIGEST
 from fedglioma.config.run import RunConfig
 from fedglioma.config.site import SiteConfig
 from fedglioma.errors import ConfigError, PrivacyError, ProtocolError
 from fedglioma.masked_update import (
+    about,
     by_group,
     coded_statistics,
     coded_update,
     statistics_parts,
+    subject,
     update_parts,
 )
+from fedglioma.newfile import PRIVATE, replacing
 from fedglioma.nodekey import read_private_key, read_public_key
 from fedglioma.pooled import Numbers
 from fedglioma.privacy import masked_site
@@ -25,9 +33,11 @@ from fedglioma.privacy.masked_state import SiteState, forget, keep, kept
 from fedglioma.privacy.masked_wire import KeyOffer
 from fedglioma.training.learner import layout_of
 from fedglioma.weights import FlatArrays, Packed
-from fedglioma.wire import Masking, SecureReply, SecureRequest
+from fedglioma.wire import Masking, SecureReply, SecureRequest, TrainRequest
 
 FOLDER = "secure"
+DONE = ".done"
+KEPT_S = 86_400.0
 
 
 def exchange(request: SecureRequest, config: SiteConfig) -> SecureReply:
@@ -43,19 +53,24 @@ def exchange(request: SecureRequest, config: SiteConfig) -> SecureReply:
     site = config.site
     if request.begin:
         return SecureReply(site=site, offer=_begin(request, config))
-    path = _path(config, request.session.digest)
+    path = _path(config, request.session.subject)
     state = _loaded(path)
+    if state.session != request.session:
+        raise PrivacyError("secure sum: the server goes on with another sum than it began here")
     key = None if config.key is None else read_private_key(config.key)
     if request.roster is not None:
         state, shares = masked_site.share(state, request.roster)
         keep(path, state)
         return SecureReply(site=site, shares=shares)
     if request.survivors is not None:
+        _require_same(path, request.survivors.survivors)
         state, consent = masked_site.consent(state, request.survivors, key=key)
         keep(path, state)
         return SecureReply(site=site, consent=consent)
     if request.unmask is not None:
+        _require_same(path, request.unmask.survivors)
         state, revealed = masked_site.reveal(state, request.unmask)
+        _remember(path, request.unmask.survivors)
         keep(path, state)
         return SecureReply(site=site, revealed=revealed)
     raise ProtocolError("secure sum: the server asked for nothing; do both ends run the same version?")
@@ -65,7 +80,7 @@ def mask_update(
     config: SiteConfig,
     settings: RunConfig,
     masking: Masking,
-    expected: str,
+    asked: TrainRequest,
     *,
     local: FlatArrays,
     received: FlatArrays,
@@ -75,8 +90,8 @@ def mask_update(
 
     Parameters
     ----------
-    expected : str
-        What the session must be about.
+    asked : TrainRequest
+        The round that the sum must be of.
     local, received : arrays
         Weights after and before training.
     weights : mapping
@@ -89,6 +104,9 @@ def mask_update(
     ProtocolError
         A number is outside the agreed range.
     """
+    if masking.subject != subject("train", asked.run, asked.round):
+        raise PrivacyError("secure sum: the server would add this round's update up as another round's")
+    expected = about("train", run=asked.run, round=asked.round, layout=asked.layout)
     path, state = _for(config, masking, expected)
     parts = update_parts(layout_of(settings).sizes, settings.secure_range)
     vector = coded_update(local, received, weights, masking.totals, parts, state.session.sites)
@@ -96,7 +114,7 @@ def mask_update(
     return by_group(vector, parts)
 
 
-def mask_statistics(config: SiteConfig, masking: Masking, expected: str, numbers: Numbers) -> bytes:
+def mask_statistics(config: SiteConfig, masking: Masking, layout: str, numbers: Numbers) -> bytes:
     """Return the site's counts and landmarks under the masks of a session, as they travel.
 
     Raises
@@ -104,7 +122,9 @@ def mask_statistics(config: SiteConfig, masking: Masking, expected: str, numbers
     PrivacyError, ProtocolError
         As ``mask_update``.
     """
-    path, state = _for(config, masking, expected)
+    if not masking.subject.startswith("statistics:"):
+        raise PrivacyError("secure sum: the server would add counts up as something else")
+    path, state = _for(config, masking, about("statistics", layout=layout))
     vector = coded_statistics(numbers, state.session.sites)
     keep(path, masked_site.mask(state, masking.inbox, vector))
     return vector.astype("<u4").tobytes()
@@ -121,16 +141,44 @@ def _begin(request: SecureRequest, config: SiteConfig) -> KeyOffer:
         raise ProtocolError("secure sum: the server would add up other numbers than this site's version has")
     folder = config.state / FOLDER
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = _path(config, session.digest)
-    state = kept(path)
-    if state is not None:  # asked again: the same keys, or one session would have two of them
-        return state.offer
-    for other in folder.glob("*.json"):
-        forget(other)
+    path = _path(config, session.subject)
+    _sweep(folder, path)
+    before = kept(path)
+    if before is not None and before.stage == "revealed":
+        before = None  # another sum of the same sites may follow; ``_require_same`` sees to it
     key = None if config.key is None else read_private_key(config.key)
-    state, offer = masked_site.begin(session, config.site, key=key, peers=_peers(config))
+    state, offer = masked_site.begin(session, config.site, key=key, peers=_peers(config), before=before)
     keep(path, state)
     return offer
+
+
+def _sweep(folder: Path, current: Path) -> None:
+    """Remove what is left of other sums after a day: secrets that nobody will ask for."""
+    for path in folder.glob("*.json"):
+        if path != current and time.time() - path.stat().st_mtime > KEPT_S:
+            forget(path)
+
+
+def _require_same(path: Path, survivors: Sequence[str]) -> None:
+    """Refuse to unmask a subject's sum over other sites than before."""
+    try:
+        before = json.loads(path.with_suffix(DONE).read_text(encoding="ascii"))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError):
+        raise PrivacyError(
+            f"{path.with_suffix(DONE)}: cannot be read; this site does not unmask the sum again"
+        ) from None
+    if before != sorted(survivors):
+        raise PrivacyError(
+            "secure sum: this site helped to unmask the same round over other sites before; the difference "
+            "would be a single site's update"
+        )
+
+
+def _remember(path: Path, survivors: Sequence[str]) -> None:
+    with replacing(path.with_suffix(DONE), mode=PRIVATE) as file:
+        file.write(json.dumps(sorted(survivors)).encode("ascii"))
 
 
 def _peers(config: SiteConfig) -> dict[str, bytes] | None:
@@ -144,10 +192,12 @@ def _peers(config: SiteConfig) -> dict[str, bytes] | None:
 
 
 def _for(config: SiteConfig, masking: Masking, expected: str) -> tuple[Path, SiteState]:
-    path = _path(config, masking.inbox.session)
+    path = _path(config, masking.subject)
     state = _loaded(path)
+    if state.session.digest != masking.inbox.session or state.session.subject != masking.subject:
+        raise PrivacyError("secure sum: the server goes on with another sum than it began here")
     if state.session.about != expected:
-        raise PrivacyError("secure sum: the session was begun for another round or other settings")
+        raise PrivacyError("secure sum: the sum was begun for another round or other settings")
     return path, state
 
 
@@ -155,13 +205,10 @@ def _loaded(path: Path) -> SiteState:
     state = kept(path)
     if state is None:
         raise PrivacyError(
-            "secure sum: this site knows nothing of the session, its state was lost or is over; the server "
-            "begins another one"
+            "secure sum: this site knows nothing of the sum, what it had of it was lost; the server begins anew"
         )
     return state
 
 
-def _path(config: SiteConfig, digest: str) -> Path:
-    if not DIGEST.fullmatch(digest):
-        raise ProtocolError("secure sum: a session without its digest")
-    return config.state / FOLDER / f"{digest[:32]}.json"
+def _path(config: SiteConfig, subject: str) -> Path:
+    return config.state / FOLDER / f"{hashlib.sha256(subject.encode()).hexdigest()[:32]}.json"

@@ -13,7 +13,6 @@ from fedglioma.config.run import RunConfig
 from fedglioma.counts import SiteCounts, has_target
 from fedglioma.data.prepared import PreparedCase
 from fedglioma.errors import DataError, Diverged, ProtocolError
-from fedglioma.masked_update import about
 from fedglioma.payload import forms, update
 from fedglioma.pooled import numbers_of
 from fedglioma.seeds import seed_torch
@@ -68,8 +67,7 @@ def statistics_round(request: StatisticsRequest, site: Site) -> StatisticsReply:
         counts = published_counts(site, settings)
         masked = None
         if request.masking is not None:
-            expected = about("statistics", layout=layout)
-            masked = mask_statistics(config, request.masking, expected, numbers_of(counts, landmarks))
+            masked = mask_statistics(config, request.masking, layout, numbers_of(counts, landmarks))
         trains = {TRUNK: float(counts.weights[TRUNK] > 0)}
         return common.model_copy(update={"weights": trains, "masked": masked})
     counts = told_counts(site, settings)
@@ -138,12 +136,11 @@ def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[Tra
             reply, content = kept
         ledger_head = book.head()
     if request.masking is not None:
-        expected = about("train", run=request.run, round=request.round, layout=request.layout)
         content = mask_update(
             config,
             settings,
             request.masking,
-            expected,
+            request,
             local=content,
             received=weights,
             weights=counts.weights,

@@ -9,21 +9,21 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Self
+from typing import Any, Self
 from zipfile import BadZipFile
 
 import numpy as np
 from pydantic import ValidationError
 
 from fedglioma.config.privacy import PrivacyTerms
-from fedglioma.config.site import SiteConfig
 from fedglioma.counts import has_target
 from fedglioma.data.prepared import PreparedCase
 from fedglioma.privacy.accounting import Mechanism, gaussian_equivalent
 from fedglioma.privacy.ledger import Ledger
-from fedglioma.privacy.ledger_entries import Budget, ReleaseKey, Reservation, member_tags
+from fedglioma.privacy.ledger_entries import ReleaseKey, Reservation, member_tags
 from fedglioma.weights import GROUPS, Packed, digest_of
 from fedglioma.wire import TrainReply, TrainRequest
+from fedglioma_client.budget import ledger_of, limit_of
 from fedglioma_client.intake import secret_of
 from fedglioma_client.site import Site
 
@@ -32,17 +32,6 @@ STATISTICS_RUN = "statistics"
 LONGEST_RUN = 100
 
 Kept = tuple[TrainReply, Packed]
-
-
-def ledger_of(config: SiteConfig) -> Ledger:
-    """Return the site's ledger."""
-    return Ledger(config.state, config.site, head_copy=config.privacy.head_copy)
-
-
-def limit_of(config: SiteConfig) -> Budget:
-    """Return what the site allows any of its patients to lose."""
-    own = config.privacy
-    return Budget(epsilon=own.limit, delta=own.max_delta, accountant=own.accountant)
 
 
 def spend_once(site: Site, what: str, content: bytes, mechanism: Mechanism) -> None:
@@ -170,8 +159,9 @@ def _run_name(run: str) -> str:
 
 def _packed(reply: TrainReply, content: Packed, received: str) -> bytes:
     about = json.dumps({"received": received, "reply": reply.model_dump_json()}).encode()
+    arrays: dict[str, Any] = {"about": np.frombuffer(about, np.uint8), **content}
     file = BytesIO()
-    np.savez(file, about=np.frombuffer(about, np.uint8), **content)
+    np.savez(file, **arrays)
     return file.getvalue()
 
 

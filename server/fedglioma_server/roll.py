@@ -164,7 +164,8 @@ class Roll:
         if settings.secure_statistics and record.pooled is None and nodes:
             members = self._coordinator.members
             names = dict.fromkeys(nodes) if members is None else {n: members()[n] for n in nodes}
-            told = summed(self._grid, asked, names, timeout, self._send)
+            run = self._coordinator.folder.key()
+            told = summed(self._grid, asked, names, run=run, wait_s=timeout, send=self._send)
             self._coordinator.folder.update(pooled=told)
         else:
             self._send(dict.fromkeys(nodes, asked), timeout)

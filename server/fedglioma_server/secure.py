@@ -5,7 +5,7 @@ reason, and the sum goes on as long as there are enough.
 """
 
 import logging
-import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from flwr.app import Message
@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 
 from fedglioma.config.run import RunConfig
 from fedglioma.errors import AggregationError, ProtocolError, QuorumError
+from fedglioma.masked_update import subject
 from fedglioma.privacy.fixed_point import Part, Words
 from fedglioma.privacy.masked_server import MaskedSum
 from fedglioma.privacy.masked_wire import FEWEST_SITES, MOST_SITES, Inbox, Session
@@ -38,6 +39,8 @@ class SecureSum:
         What is added up.
     sites : mapping
         Node -> site, of those who are asked; a site's name is None where it is not known before it answers.
+    run : str
+        What tells the run from every other.
     round_number : int
         Of the round, 0 for the statistics.
 
@@ -56,6 +59,7 @@ class SecureSum:
         about: str,
         parts: Sequence[Part],
         sites: Mapping[int, str | None],
+        run: str,
         round_number: int,
     ) -> None:
         if not FEWEST_SITES <= len(sites) <= MOST_SITES:
@@ -66,7 +70,9 @@ class SecureSum:
         self._round = round_number
         self._nodes: dict[int, str | None] = dict(sites)
         self.session = Session(
-            id=f"{purpose}-{round_number}-{secrets.token_hex(16)}",
+            subject=subject(purpose, run, round_number),
+            # Later than any before, also of a server that was started again.
+            attempt=time.time_ns() // 1_000_000,
             parts=tuple(parts),
             sites=len(sites),
             minimum=max(FEWEST_SITES, min(settings.quorum, len(sites))),

@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 from fedglioma.errors import AggregationError, ProtocolError, QuorumError
 from fedglioma.masked_update import about, statistics_parts, summed_statistics
 from fedglioma.pooled import Pooled, pooled
+from fedglioma.privacy.masked_wire import FEWEST_SITES
 from fedglioma.training.learner import layout_of
 from fedglioma.wire import Masking, StatisticsReply, StatisticsRequest
 from fedglioma_server.secure import SecureSum
@@ -24,7 +25,13 @@ Send = Callable[[Mapping[int, StatisticsRequest], float], list[StatisticsReply]]
 
 
 def summed(
-    grid: Grid, asked: StatisticsRequest, sites: Mapping[int, str | None], wait_s: float, send: Send
+    grid: Grid,
+    asked: StatisticsRequest,
+    sites: Mapping[int, str | None],
+    *,
+    run: str,
+    wait_s: float,
+    send: Send,
 ) -> Pooled:
     """Return what the numbers of all sites that answer add up to.
 
@@ -37,6 +44,8 @@ def summed(
         What the sites are asked, but for what they need to mask their answers.
     sites : mapping
         Node -> site, the name None where it is not known yet.
+    run : str
+        What tells the run from every other.
     wait_s : float
         Seconds for the first exchange and for the answers.
 
@@ -47,16 +56,22 @@ def summed(
     """
     for left in reversed(range(TRIES)):
         try:
-            return _summed(grid, asked, sites, wait_s, send)
+            return _summed(grid, asked, sites, run=run, wait_s=wait_s, send=send)
         except (AggregationError, QuorumError, ProtocolError) as error:
-            if left == 0 or len(sites) < 3:
+            if left == 0 or len(sites) < FEWEST_SITES:
                 raise QuorumError(f"masked statistics: {error}") from None
             logger.warning("masked statistics: %s; done again with new keys", error)
     raise AssertionError("unreachable")
 
 
 def _summed(
-    grid: Grid, asked: StatisticsRequest, sites: Mapping[int, str | None], wait_s: float, send: Send
+    grid: Grid,
+    asked: StatisticsRequest,
+    sites: Mapping[int, str | None],
+    *,
+    run: str,
+    wait_s: float,
+    send: Send,
 ) -> Pooled:
     settings = asked.settings
     total = SecureSum(
@@ -66,11 +81,13 @@ def _summed(
         about=about("statistics", layout=layout_of(settings).digest),
         parts=statistics_parts(),
         sites=sites,
+        run=run,
         round_number=0,
     )
     inboxes = total.open(wait_s)
     requests = {
-        node: asked.model_copy(update={"masking": Masking(inbox=inbox)}) for node, inbox in inboxes.items()
+        node: asked.model_copy(update={"masking": Masking(subject=total.session.subject, inbox=inbox)})
+        for node, inbox in inboxes.items()
     }
     for answer in send(requests, wait_s):
         try:

@@ -67,6 +67,7 @@ class SecureStrategy(RoundStrategy):
             about=about("train", run=self.run, round=request.round, layout=self.layout.digest),
             parts=parts,
             sites={node: self.nodes[node].site for node in own},
+            run=self.run,
             round_number=request.round,
         )
         inboxes = self._sum.open()
@@ -76,7 +77,11 @@ class SecureStrategy(RoundStrategy):
             self.ledger.sites[site] = SiteRound(status="no_reply", code="not_masked", reason=reason)
         totals = self._totals()
         return {
-            node: asked.model_copy(update={"masking": Masking(inbox=inboxes[node], totals=totals)})
+            node: asked.model_copy(
+                update={
+                    "masking": Masking(subject=self._sum.session.subject, inbox=inboxes[node], totals=totals)
+                }
+            )
             for node, asked in own.items()
             if node in inboxes
         }

@@ -92,15 +92,16 @@ def spent_by_site(settings: RunConfig, rounds: Sequence[RoundRecord]) -> dict[st
 
     With central privacy a round's sum is one release, whoever was in it: all sites spend alike.
     """
-    if settings.privacy == "none":
-        return {}
+    return {} if settings.privacy == "none" else _spent(settings, [line.sites for line in rounds])
+
+
+def _spent(settings: RunConfig, rounds: Sequence[Mapping[str, SiteRound]]) -> dict[str, float]:
     heard: dict[str, int] = {}
-    for line in rounds:
-        for site, entry in line.sites.items():
+    for sites in rounds:
+        for site, entry in sites.items():
             heard[site] = heard.get(site, 0) + (entry.status in HEARD)
     if settings.privacy == "central":
-        done = sum(bool(line.sites) for line in rounds)
-        heard = dict.fromkeys(heard, done)
+        heard = dict.fromkeys(heard, sum(map(bool, rounds)))
     return {site: epsilon_after(settings, number) for site, number in sorted(heard.items())}
 
 
@@ -110,6 +111,5 @@ def with_epsilon(
     """Return the sites of the round after ``before`` with what each has spent by now."""
     if settings.privacy == "none" or not sites:
         return dict(sites)
-    now = RoundRecord.model_construct(sites=dict(sites))
-    spent = spent_by_site(settings, [*before, now])
+    spent = _spent(settings, [*(line.sites for line in before), sites])
     return {site: entry.model_copy(update={"epsilon": spent[site]}) for site, entry in sites.items()}
