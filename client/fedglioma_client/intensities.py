@@ -12,10 +12,10 @@ from fedglioma.landmarks import noisy_sums, published_sums
 from fedglioma.noise import DELTA
 from fedglioma.privacy.noised_counts import one_scan_each
 from fedglioma.scale import MOST_DISTANCE, LandmarkSums, Scale, distance, landmark_sums
-from fedglioma_client.spend import gaussian, spend_once
 from fedglioma_client.intake import secret_of
 from fedglioma_client.known_scale import remember_scale
 from fedglioma_client.site import Site
+from fedglioma_client.spend import gaussian, spend_once
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ other sites, as two such sums would differ by a single site's numbers.
 import hashlib
 import json
 import time
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -205,7 +204,8 @@ def _loaded(path: Path) -> SiteState:
     state = kept(path)
     if state is None:
         raise PrivacyError(
-            "secure sum: this site knows nothing of the sum, what it had of it was lost; the server begins anew"
+            "secure sum: this site knows nothing of the sum, what it had of it was lost; the server begins "
+            "anew"
         )
     return state
 

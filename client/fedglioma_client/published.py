@@ -3,9 +3,9 @@
 from fedglioma.config.run import RunConfig
 from fedglioma.counts import SiteCounts, count_cases
 from fedglioma.privacy.noised_counts import noised_counts
-from fedglioma_client.spend import gaussian, spend_once
 from fedglioma_client.intake import secret_of
 from fedglioma_client.site import Site
+from fedglioma_client.spend import gaussian, spend_once
 
 
 def published_counts(site: Site, settings: RunConfig) -> SiteCounts:

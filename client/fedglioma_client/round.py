@@ -21,9 +21,8 @@ from fedglioma.training.learner import Learner, build_learner, layout_of
 from fedglioma.training.local import LocalWork, train_locally
 from fedglioma.training.parallel import useful_processes
 from fedglioma.training.private import train_privately
-from fedglioma.weights import TRUNK, FlatArrays, Forms, Packed, digest_of, pack, unpack
+from fedglioma.weights import TRUNK, Forms, Packed, digest_of, pack, unpack
 from fedglioma.wire import StatisticsReply, StatisticsRequest, TrainReply, TrainRequest
-from fedglioma_client.spend import PrivateRound
 from fedglioma_client.intensities import cases_on_scale, landmarks_of
 from fedglioma_client.linkage import name_shared, tags_of
 from fedglioma_client.masking import mask_statistics, mask_update
@@ -31,6 +30,7 @@ from fedglioma_client.norms import OwnNorms
 from fedglioma_client.processes import train_in_processes
 from fedglioma_client.published import published_counts, told_counts
 from fedglioma_client.site import Site, agree
+from fedglioma_client.spend import PrivateRound
 
 
 def statistics_round(request: StatisticsRequest, site: Site) -> StatisticsReply:

@@ -46,7 +46,7 @@ def resolve_config(context: Context) -> SiteConfig:
         The node carries neither settings nor a place in a simulation, or its settings are wrong.
     """
     place = _place(context)
-    return load_site_config(place) if isinstance(place, Path) else place.plan.settings
+    return load_site_config(place) if isinstance(place, Path) else place.settings
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,12 @@ class _Simulated:
 
     plan: SitePlan
     run_folder: Path
+
+    @property
+    def settings(self) -> SiteConfig:
+        """Its settings; what it remembers lies with the run."""
+        own = self.run_folder / "work" / "sites" / self.plan.settings.site
+        return self.plan.settings.model_copy(update={"state": own})
 
 
 def _place(context: Context) -> Path | _Simulated:
@@ -97,8 +103,7 @@ def resolve_site(context: Context, settings: RunConfig) -> Site:
         if PLAN_KEY in context.run_config:
             raise ConfigError("run configuration: a real site does not read a simulation plan")
         return _real_site(place, PrepareSettings.of(settings), settings.purpose)
-    own = place.run_folder / "work" / "sites" / place.plan.settings.site
-    return Site(place.plan.settings.model_copy(update={"state": own}), place.plan.cases)
+    return Site(place.settings, place.plan.cases)
 
 
 def site_of(context: Context) -> str:

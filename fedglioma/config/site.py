@@ -126,6 +126,7 @@ class SiteConfig(Frozen):
     insecure: bool = False
     state: Path = Path("state")
     linkage_key: Path | None = None
+    peers: Path | None = None
     metrics_port: int = Field(default=0, ge=0, le=65535)
     policy: Policy = Policy()
     privacy: PrivacyLimits = PrivacyLimits()
@@ -171,7 +172,7 @@ def load_site_config(path: Path) -> SiteConfig:
         raise ConfigError(f"{path}: site: {config.site!r} does not match the file's name; rename one of them")
     base = path.resolve().parent
     state = config.state if "state" in table else config.state / config.site
-    names = ("data", "cache", "ca", "key", "linkage_key")
+    names = ("data", "cache", "ca", "key", "linkage_key", "peers")
     places = {"state": state} | {name: getattr(config, name) for name in names}
     copy = config.privacy.head_copy
     privacy = config.privacy.model_copy(update={"head_copy": None if copy is None else base / copy})

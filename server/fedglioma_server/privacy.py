@@ -114,8 +114,8 @@ def _site(settings: RunConfig, words: dict[str, str]) -> str:
         "Differentially private at each site: epsilon {epsilon} at delta {delta} for any one patient with "
         "all scans, added or removed, over {rounds} and what was told before them, against the coordinator "
         "and everybody else. In each step every patient took part with probability {rate}, the gradient of "
-        "each was cut to the length {clip} ({clipping}) and Gaussian noise of {noise} times that length was added "
-        "({accountant} accountant). A hospital's own ledger adds up all its runs."
+        "each was cut to the length {clip} ({clipping}) and Gaussian noise of {noise} times that length was "
+        "added ({accountant} accountant). A hospital's own ledger adds up all its runs."
     ).format(
         **words,
         rate=f"{settings.sampling_rate:g}",
@@ -126,9 +126,9 @@ def _site(settings: RunConfig, words: dict[str, str]) -> str:
 def _central(words: dict[str, str]) -> str:
     return (
         "Differentially private in the centre: epsilon {epsilon} at delta {delta} for any one hospital, "
-        "added or removed, over {rounds}, against whoever sees the model and its checkpoints. Each "
-        "hospital's step was cut to the length {clip} and Gaussian noise of {noise} times that length was added to the sum "
-        "({accountant} accountant, no amplification). The coordinator itself reads every update as it is, "
+        "added or removed, over {rounds}, against whoever sees the model and its checkpoints. Each hospital's "
+        "step was cut to the length {clip} and Gaussian noise of {noise} times that length was added to the "
+        "sum ({accountant} accountant, no amplification). The coordinator itself reads every update as it is, "
         "and is not covered."
     ).format(**words)
 
