@@ -36,6 +36,7 @@ from fedglioma.privacy.masked_wire import (
     SealedShares,
     Survivors,
     UnmaskRequest,
+    consent_text,
     pair_text,
 )
 from tests.masked_fixture import Federation, exact_sum, node_keys, numbers, session_of, words
@@ -471,6 +472,19 @@ def test_sites_that_know_each_other_reveal_only_what_enough_of_them_were_told(
     for name in ("site0", "site1", "site2", "site4"):
         federation.reveal(name)
     assert federation.server.total().tolist() == exact_sum(federation.vectors, ALL)
+
+
+def test_word_of_a_site_that_is_not_in_the_sum_does_not_count(
+    keys: dict[str, ec.EllipticCurvePrivateKey],
+) -> None:
+    federation = Federation(session_of(5), words(5), keys=keys).until("mask", {"site4": "mask"})
+    for name in ALL[:3]:
+        federation.consent(name)
+    state, real = federation.states["site0"], federation.server.request()
+    signature = sign(keys["site4"], consent_text(state.bound, real.survivors))
+    more = (*real.consents, Consent(session=real.session, site="site4", signature=signature))
+    with pytest.raises(PrivacyError, match="3 sites signed this list of survivors, 4 are needed"):
+        reveal(state, real.model_copy(update={"consents": more}))
 
 
 def test_signature_is_of_one_key_and_text(keys: dict[str, ec.EllipticCurvePrivateKey]) -> None:
