@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 
 from fedglioma.case import Modality
 from fedglioma.config.run import RunConfig
@@ -11,9 +12,10 @@ from fedglioma.errors import ScaleError
 from fedglioma.landmarks import noisy_sums, published_sums
 from fedglioma.noise import DELTA
 from fedglioma.privacy.noised_counts import one_scan_each
-from fedglioma.scale import MOST_DISTANCE, LandmarkSums, Scale, distance, landmark_sums
+from fedglioma.scale import FEWEST_CASES, MOST_DISTANCE, LandmarkSums, Scale, distance, landmark_sums
 from fedglioma_client.intake import secret_of
 from fedglioma_client.known_scale import remember_scale
+from fedglioma_client.published import published_counts
 from fedglioma_client.site import Site
 from fedglioma_client.spend import gaussian, spend_once
 
@@ -44,6 +46,8 @@ def landmarks_of(site: Site, settings: RunConfig) -> tuple[dict[Modality, Landma
     chosen = {id(case) for case in one_scan_each(prepared.case for prepared in site.cases)}
     cases = [prepared.landmarks() for prepared in site.cases if id(prepared.case) in chosen]
     found = noisy_sums(cases, limit, epsilon, secret_of(site.config))
+    if settings.privacy == "site":
+        found = _of_as_many(found, published_counts(site, settings).cases)
     if not found:
         return {}, None
     told = {modality.value: sums.model_dump() for modality, sums in sorted(found.items())}
@@ -55,6 +59,17 @@ def landmarks_of(site: Site, settings: RunConfig) -> tuple[dict[Modality, Landma
         DELTA,
     )
     return found, epsilon
+
+
+def _of_as_many(found: Mapping[Modality, LandmarkSums], cases: int) -> dict[Modality, LandmarkSums]:
+    """Return the same means as those of another number of cases: the noised one, which tells nothing more."""
+    if cases < FEWEST_CASES:
+        return {}
+    told = {}
+    for modality, sums in found.items():
+        a, b, c = (cases * value for value in sums.mean)
+        told[modality] = LandmarkSums(cases=cases, sums=(a, b, c))
+    return told
 
 
 def _epsilon(site: Site, settings: RunConfig) -> float | None:

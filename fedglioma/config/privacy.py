@@ -60,12 +60,8 @@ def require_whole(settings: "RunConfig") -> None:
 
 
 def _conflicts(settings: "RunConfig") -> Iterator[tuple[str, str]]:
-    if settings.privacy == "central" and settings.strategy != "fedavg":
-        yield (
-            "privacy",
-            f"central: the noise is that of a plain mean, {settings.strategy} is not accounted for: choose "
-            "strategy fedavg",
-        )
+    if settings.privacy == "central":
+        yield from ((name, f"{why}: not with privacy central") for name, why in _against_central(settings))
     if settings.privacy == "site":
         yield from ((name, f"{why}: not with privacy site") for name, why in _against_site(settings))
     if settings.secure_aggregation:
@@ -74,6 +70,17 @@ def _conflicts(settings: "RunConfig") -> Iterator[tuple[str, str]]:
         yield "payload", "masked: only with secure_aggregation"
     if settings.secure_statistics and settings.find_duplicates:
         yield "find_duplicates", "tells the server of single sites' patients: not with secure_statistics"
+
+
+def _against_central(settings: "RunConfig") -> Iterator[tuple[str, str]]:
+    if settings.strategy != "fedavg":
+        yield "strategy", f"the noise is that of a plain mean; choose fedavg, as {settings.strategy} is more"
+    if settings.norm_limit > 0:
+        yield "norm_limit", "one site's step must not decide whether another's counts; set it to 0"
+    if settings.keep_updates:
+        yield "keep_updates", "the steps as they came would stay on disk"
+    if settings.quorum < FEWEST_MASKED:
+        yield "quorum", f"a mean of less than {FEWEST_MASKED} sites hides none of them"
 
 
 def _against_site(settings: "RunConfig") -> Iterator[tuple[str, str]]:

@@ -345,6 +345,8 @@ class RunConfig(Frozen):
             merged.setdefault("shift_voxels", max(1, round(SGPNET_SHIFT * merged["crop"])))
         if merged.get("secure_aggregation") is True:
             merged = {"payload": "masked", "norm_limit": 0.0, "quorum": FEWEST_MASKED} | merged
+        if merged.get("privacy") == "central":
+            merged = {"norm_limit": 0.0, "quorum": FEWEST_MASKED} | merged
         return merged
 
     @model_validator(mode="after")

@@ -50,7 +50,7 @@ STAYS = [
     "the label of any single case",
     "the optimizer's state",
 ]
-BESIDE_LANDMARKS = "the rounded numbers of cases that stand beside the noised intensity landmarks"
+BESIDE_LANDMARKS = "whether five cases or more have a sequence: of others no intensity landmarks are told"
 
 
 def privacy_record(record: RunRecord, rounds: Sequence[RoundRecord] = ()) -> PrivacyRecord:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from fedglioma.config.run import RunConfig
+from fedglioma_server.central import CentralPrivacy
 from fedglioma_server.combiner import Combiner
 from fedglioma_server.robust import Median, MultiKrum, TrimmedMean
 from fedglioma_server.server_optimizers import FedAdam, FedAvgM, FedYogi
@@ -22,4 +23,6 @@ _COMBINERS: dict[str, Callable[[RunConfig], Combiner]] = {
 
 def combiner_of(settings: RunConfig) -> Combiner:
     """Return what combines the updates of a run."""
+    if settings.privacy == "central":
+        return CentralPrivacy(settings)
     return _COMBINERS[settings.strategy](settings)
