@@ -246,6 +246,13 @@ def test_a_rounds_figures_of_few_are_neither_logged_nor_monitored_and_the_choice
     assert np.isnan(shown_value)
 
 
+def test_a_rounds_figures_of_enough_are_those_of_all() -> None:
+    found = measure(scores(9, 11, 6), [Task(gene) for gene in GENES], RunConfig())
+    assert all(value is not None for value in (*found.auc.values(), *found.accuracy.values()))
+    assert found.dice == pytest.approx(0.5)
+    assert found.loss_by_task[Task.IDH] == pytest.approx(0.7)
+
+
 def test_splits_and_exclusions_with_few_cases_are_coarsened() -> None:
     record = run_record(RunConfig()).model_copy(
         update={
