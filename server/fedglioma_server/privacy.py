@@ -126,10 +126,10 @@ def _site(settings: RunConfig, words: dict[str, str]) -> str:
 def _central(words: dict[str, str]) -> str:
     return (
         "Differentially private in the centre: epsilon {epsilon} at delta {delta} for any one hospital, "
-        "added or removed, over {rounds}, against whoever sees the model and its checkpoints. Each hospital's "
-        "step was cut to the length {clip} and Gaussian noise of {noise} times that length was added to the "
-        "sum ({accountant} accountant, no amplification). The coordinator itself reads every update as it is, "
-        "and is not covered."
+        "added or removed, over {rounds}, against whoever sees the model and its checkpoints. Each "
+        "hospital's step was cut to the length {clip} and Gaussian noise of {noise} times that length was "
+        "added to the sum ({accountant} accountant, no amplification). The coordinator itself reads every "
+        "update as it is, and is not covered."
     ).format(**words)
 
 

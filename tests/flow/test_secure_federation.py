@@ -1,4 +1,4 @@
-"""Secure aggregation through the two apps: the same weights as without, and a server that reads nothing else."""
+"""Secure aggregation through the two apps: the same weights as without, and nothing else to be read."""
 
 import json
 from collections import defaultdict
@@ -10,6 +10,7 @@ from scipy.stats import chisquare
 from fedglioma.errors import ConfigError, QuorumError
 from fedglioma.weights import GROUPS, TRUNK
 from fedglioma.wire import SECURE, TRAIN, Refusal, TrainReply, body_of, reply_to, weights_of
+from fedglioma_server.checkpoint import Checkpoints
 from fedglioma_server.runfolder import RunFolder
 from tests.federation_fixture import TINY, final_weights, make_plan, run
 
@@ -110,7 +111,7 @@ def test_curious_server_finds_no_update_in_anything_that_it_sees(tmp_path):
         others = sum(updates[name].content["weights"][TRUNK].numpy()[:-1] for name in updates if name != site)
         assert abs(np.corrcoef(step, (masked[:-1] + others).view(np.int32))[0, 1]) < 5 / np.sqrt(step.size)
     said = [str(message.content["fedglioma"]["json"]) for kind in seen for message in seen[kind]]
-    secrets = [path for path in (folder.work / "sites").glob("*/secure/*.json")]
+    secrets = list((folder.work / "sites").glob("*/secure/*.json"))
     assert len(secrets) == 4
     for path in secrets:
         assert path.stat().st_mode & 0o077 == 0
@@ -175,42 +176,36 @@ def test_round_without_enough_sites_ends_in_words_and_can_be_resumed(tmp_path):
     assert np.median(apart) < 1e-7
 
 
-def test_server_that_was_stopped_between_unmasking_and_saving_unmasks_the_same_sum_again(
-    tmp_path, monkeypatch
-):
+@pytest.fixture
+def cut_before_saving(monkeypatch):
+    """Run a plan until round 1 is to be saved, and stop there as a crash would."""
+
+    def run_and_cut(plan):
+        save = Checkpoints.save
+
+        def cut(self, number, arrays):
+            if number == 1:
+                raise KeyboardInterrupt
+            return save(self, number, arrays)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Checkpoints, "save", cut)
+            with pytest.raises(KeyboardInterrupt):
+                run(plan)
+
+    return run_and_cut
+
+
+def test_server_that_was_stopped_after_unmasking_unmasks_the_same_sum_again(tmp_path, cut_before_saving):
     plan = make_plan(tmp_path, secure(rounds=2), sites=sites(4))
-    saved = RunFolder(plan.run_folder)
-
-    def cut(line):
-        if line.round == 1:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("fedglioma_server.checkpoint.Checkpoints.save", _cut_in_round_one())
-        run(plan, finished=cut)
-    assert [line.round for line in saved.rounds()] == [0]
-    lines = run(plan).rounds()
-    assert [line.round for line in lines] == [0, 1, 2]
+    cut_before_saving(plan)
+    assert [line.round for line in RunFolder(plan.run_folder).rounds()] == [0]
+    assert [line.round for line in run(plan).rounds()] == [0, 1, 2]
 
 
-def _cut_in_round_one():
-    from fedglioma_server.checkpoint import Checkpoints
-
-    save = Checkpoints.save
-
-    def cut(self, number, arrays):
-        if number == 1:
-            raise KeyboardInterrupt
-        return save(self, number, arrays)
-
-    return cut
-
-
-def test_no_site_helps_to_unmask_a_round_over_other_sites_a_second_time(tmp_path, monkeypatch):
+def test_no_site_helps_to_unmask_a_round_over_other_sites_a_second_time(tmp_path, cut_before_saving):
     plan = make_plan(tmp_path, secure(rounds=2), sites=sites(5))
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("fedglioma_server.checkpoint.Checkpoints.save", _cut_in_round_one())
-        run(plan)
+    cut_before_saving(plan)
     with pytest.raises(QuorumError):
         run(plan, meddle=failing("henan", "train", times=100))
 
