@@ -1,7 +1,7 @@
 """fedglioma-server: the command line, and the commands that work on one machine's files.
 
 The federation's own commands are in ``cli_federation.py`` (start, status, stop), ``cli_provision.py``,
-``cli_audit.py`` and ``cli_bundle.py``.
+``cli_audit.py`` and ``cli_bundle.py``; ``evaluate`` is in ``cli_evaluate.py``.
 
 Commands import what they need when they run: ``--help`` answers at once, and Flower is first imported
 after its telemetry was switched off.
@@ -30,9 +30,10 @@ from fedglioma.console import (
 from fedglioma.errors import ConfigError
 from fedglioma_server.cli_audit import audit
 from fedglioma_server.cli_bundle import bundle
+from fedglioma_server.cli_evaluate import evaluate
 from fedglioma_server.cli_federation import start, status, stop
 from fedglioma_server.cli_provision import provision
-from fedglioma_server.options import with_run_settings
+from fedglioma_server.options import Cohorts, Workers, with_run_settings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,23 +42,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="The coordinating centre's side of a fedglioma federation. Research use only, not a medical device.",
 )
-for command in (provision, start, status, stop, bundle):
+for command in (provision, start, status, stop, bundle, evaluate):
     app.command()(command)
 app.add_typer(audit, name="audit")
 
-Cohorts = Annotated[
-    list[Path],
-    typer.Option("--cohort", help="folder with participants.tsv and images; may be repeated", metavar="DIR"),
-]
 Overlap = Annotated[
     float,
     typer.Option(
         help="1: imaging signs as rare as in the literature; 0: every genotype shows its signs", min=0, max=1
     ),
-]
-Workers = Annotated[
-    int,
-    typer.Option(help="processes that prepare cases; 0: one per core", min=0, max=MOST_PROCESSES),
 ]
 
 SYNTHETIC_BANNER = "SYNTHETIC DATA: made-up patients, nothing here is clinical evidence"
@@ -271,31 +264,6 @@ def survival(
 
         data, text = analyse_file(
             table, time=time, event=event, groups=group, cohort=cohort, unit=unit, out=out
-        )
-        emit(data, text, output)
-
-
-@app.command()
-def evaluate(
-    model: Annotated[
-        Path, typer.Argument(help="folder of a released model (model/ of a run)", metavar="MODEL")
-    ],
-    cohort: Cohorts,
-    out: Annotated[Path, typer.Option(help="folder for metrics, predictions and figures", metavar="DIR")],
-    cache: Annotated[Path | None, typer.Option(envvar="FEDGLIOMA_CACHE", help="prepared volumes")] = None,
-    workers: Workers = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
-    bootstrap: Annotated[int, typer.Option(help="resamples behind every interval", min=100)] = 1000,
-    output: Format = OutputFormat.TEXT,
-    log_level: LogLevel = "INFO",
-) -> None:
-    """Measure a saved model on a labelled cohort: metrics with intervals, per site and modality subset."""
-    with door(output), interruptible():
-        log.configure(log_level, console=human())
-        from fedglioma_server.run_evaluation import evaluate_model
-
-        data, text = evaluate_model(
-            model, cohort, out, cache=cache, workers=workers, device=device, resamples=bootstrap
         )
         emit(data, text, output)
 

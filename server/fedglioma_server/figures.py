@@ -9,7 +9,7 @@ import re
 import textwrap
 import warnings
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
@@ -194,6 +194,48 @@ def roc_curve(
         axes.yaxis.set_major_formatter(percent)
         axes.set_xlabel("False alarms (1 - specificity, %)")
         axes.set_ylabel("Found (sensitivity, %)")
+        return _svg(figure, title)
+
+
+def membership_curve(
+    curves: Sequence[tuple[str, Sequence[tuple[float, float]]]],
+    *,
+    allowed: Callable[[float], float] | None,
+    title: str,
+    subtitle: str,
+    least: float,
+    stamp: str = "",
+) -> str:
+    """Return the SVG of attacks as true over false positive rates, both axes logarithmic.
+
+    They go from ``least`` to 1. ``allowed`` is the largest true positive rate that privacy leaves at a
+    false positive rate.
+    """
+    labels = [name for name, _ in curves] + (["allowed"] if allowed is not None else [])
+    columns = _columns(labels, 3.6)
+    legend = LINE * ceil(len(labels) / columns)
+    with _figure(3.9, 4.0 + legend) as figure:
+        axes = _axes(figure, left=0.62, right=0.14, bottom=0.5, top=0.52 + legend)
+        _title(figure, title, subtitle, stamp)
+        grid = [least * (1 / least) ** (step / 200) for step in range(201)]
+        axes.plot(grid, grid, color=SOFT, linewidth=0.9, linestyle=(0, (2, 2)))
+        for style, (name, points) in enumerate(curves):
+            shown = [(max(false, least), max(true, least)) for false, true in points]
+            false, true = [point[0] for point in shown], [point[1] for point in shown]
+            axes.plot(false, true, drawstyle="steps-post", label=_short(name), **_look(style))
+        if allowed is not None:
+            values = [allowed(value) for value in grid]
+            axes.plot(grid, values, color=INK, linewidth=2.2, label="allowed")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        for limit in (axes.set_xlim, axes.set_ylim):
+            limit(least, 1.05)
+        percent = FuncFormatter(lambda value, _: f"{100 * value:g}")
+        axes.xaxis.set_major_formatter(percent)
+        axes.yaxis.set_major_formatter(percent)
+        axes.set_xlabel("Non-members taken for members (%)")
+        axes.set_ylabel("Members found (%)")
+        _legend(figure, axes, columns=columns, top=0.5)
         return _svg(figure, title)
 
 

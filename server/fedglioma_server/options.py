@@ -1,4 +1,4 @@
-"""Run settings as command-line options: every field of RunConfig, its words and its bounds, once.
+"""Options that commands share: every field of RunConfig, its words and its bounds, once; cohorts, workers.
 
 Precedence: command line, then environment (``FEDGLIOMA_<FIELD>``), then ``--config`` file, then default.
 """
@@ -13,7 +13,17 @@ import typer
 from pydantic.fields import FieldInfo
 
 from fedglioma.config.run import RunConfig, run_table
+from fedglioma.config.site import MOST_PROCESSES
 from fedglioma.errors import ConfigError
+
+Cohorts = Annotated[
+    list[Path],
+    typer.Option("--cohort", help="folder with participants.tsv and images; may be repeated", metavar="DIR"),
+]
+Workers = Annotated[
+    int,
+    typer.Option(help="processes that prepare cases; 0: one per core", min=0, max=MOST_PROCESSES),
+]
 
 PANEL = "Run settings (also in --config, or as FEDGLIOMA_<NAME>)"
 

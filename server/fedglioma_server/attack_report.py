@@ -1,0 +1,183 @@
+"""What an attack on a model found, as record and in words, and whether the model may be released."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from fedglioma.attack.bounds import Bound
+from fedglioma.attack.inversion import Noise
+from fedglioma.attack.probe import ProbeResult
+from fedglioma.attack.result import FALSE_ALARMS, AttackResult
+from fedglioma.case import Frozen
+from fedglioma.errors import ConfigError
+from fedglioma.metrics.bootstrap import Measure
+from fedglioma_server.card_tables import measure_text
+
+SCHEMA_VERSION: Final = 1
+SERIOUS_AUC: Final = 0.6
+SERIOUS_TPR: Final = 0.05
+"""Where the lower end of an interval is above, a warning is given of a model without a bound."""
+PRIVACY: Final = "privacy.json"
+
+
+class AttackReport(Frozen):
+    """attack.json: attacks on one model, and what its run says of its privacy.
+
+    ``shadow_rounds`` is how long each shadow model trained, in the run's rounds. ``privacy`` says in words
+    what is stated of the model; ``epsilon`` and ``delta`` are None where it is not differentially private, or
+    where nobody said.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    model_digest: str
+    run_id: str
+    round: int
+    synthetic: bool
+    members: int
+    nonmembers: int
+    left_out: int
+    privacy: str
+    epsilon: float | None
+    delta: float | None
+    shadows: int
+    shadow_rounds: int
+    attacks: tuple[AttackResult, ...]
+    probes: tuple[ProbeResult, ...]
+    refusals: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StatedPrivacy:
+    """What a run says of its privacy: in words, as a bound if it is private, and its noise if it says."""
+
+    words: str
+    bound: Bound | None = None
+    noise: Noise | None = None
+
+
+def stated_privacy(run: Path | None) -> StatedPrivacy:
+    """Return what a run folder's ``privacy.json`` states; of no run, nothing is stated.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read, or says private without a usable epsilon and delta.
+    """
+    if run is None:
+        return StatedPrivacy("no bound: no run folder was named, so nothing is stated of the model's privacy")
+    file = run / PRIVACY
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return StatedPrivacy(f"no bound: the run has no {PRIVACY}, so nothing is stated of its privacy")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read ({type(error).__name__})") from None
+    if not isinstance(table, dict) or not table.get("differentially_private"):
+        return StatedPrivacy("no bound: not differentially private")
+    epsilon, delta = _number(table, "epsilon"), _number(table, "delta")
+    if epsilon is None or delta is None:
+        raise ConfigError(f"{file}: says differentially private, but no epsilon and delta; it was changed")
+    clip, multiplier = _number(table, "clip_norm"), _number(table, "noise_multiplier")
+    noise = None if clip is None or multiplier is None else Noise(clip, multiplier)
+    words = f"differentially private per patient, epsilon {epsilon:g} at delta {delta:g}"
+    return StatedPrivacy(words, Bound.of(epsilon, delta), noise)
+
+
+def gate(report: AttackReport) -> list[str]:
+    """Return why a model must not be released: attacks above what its stated privacy allows."""
+    return [f"{attack.name}: {reason}" for attack in report.attacks for reason in attack.reasons]
+
+
+def serious(report: AttackReport) -> list[str]:
+    """Return what whoever releases a model without a stated bound should know before."""
+    if report.epsilon is not None:
+        return []
+    found = []
+    for attack in report.attacks:
+        if attack.auc.low is not None and attack.auc.low > SERIOUS_AUC:
+            found.append(
+                f"{attack.name}: AUC is at least {attack.auc.low:.2f}: the model tells who trained it"
+            )
+        limit = max(SERIOUS_TPR, attack.fpr_at_most)
+        if attack.tpr.low is not None and attack.tpr.low > limit:
+            found.append(
+                f"{attack.name}: at least {attack.tpr.low:.0%} of the members are found with hardly a false "
+                "alarm"
+            )
+    return found
+
+
+def attack_words(report: AttackReport) -> list[str]:
+    """Return sentences about the attacks, as for a model card."""
+    told = [
+        f"Attacked with {report.members} patients that it was trained on and {report.nonmembers} that it was "
+        f"not ({report.privacy})."
+    ]
+    for attack in report.attacks:
+        verdict = {
+            "above": "more than its stated privacy allows",
+            "within": "within what its stated privacy allows",
+            "no bound": "above chance" if attack.above_chance else "not told from chance",
+        }[attack.verdict]
+        told.append(
+            f"Membership by {attack.name}: AUC {measure_text(attack.auc)}, "
+            f"{_percent(attack.tpr)} of the members found at {FALSE_ALARMS:.0%} false alarms: {verdict}."
+        )
+    told += [_probe_words(found) for found in report.probes]
+    return [*told, *report.warnings]
+
+
+def attack_text(report: AttackReport) -> str:
+    """Return the report for reading on a screen."""
+    lines = ["SYNTHETIC DATA: made-up patients, nothing here is clinical evidence"] * report.synthetic
+    lines += [
+        f"round {report.round} of {report.run_id}: {report.members} members, {report.nonmembers} non-members"
+        + (f"; {report.left_out} cases without a known target left out" if report.left_out else ""),
+        f"privacy: {report.privacy}",
+        f"  {'attack':<17} {'AUC':<18} {'allowed':<8} {'TPR at 1 % FPR':<22} {'allowed':<8} advantage",
+    ]
+    for attack in report.attacks:
+        auc, tpr = (_allowed(value) for value in (attack.largest_auc, attack.largest_tpr))
+        lines.append(
+            f"  {attack.name:<17} {measure_text(attack.auc):<18} {auc:<8} {_percent(attack.tpr):<22} "
+            f"{tpr:<8} {attack.advantage:.2f} (by chance {attack.advantage_by_chance:.2f})"
+        )
+    lines += [f"  {_probe_words(found)}" for found in report.probes]
+    notes = dict.fromkeys(note for attack in report.attacks for note in attack.notes)
+    lines += [f"note: {note}" for note in notes]
+    lines += [f"warning: {warning}" for warning in report.warnings]
+    lines += [f"not to be released: {refusal}" for refusal in report.refusals]
+    return "\n".join([*lines, "research use only, not a medical device"])
+
+
+def _probe_words(found: ProbeResult) -> str:
+    kind = "clipped and noised gradient" if found.noise else "plain gradient"
+    words = (
+        f"One patient's {kind} points to the right one of {found.candidates} images for "
+        f"{_percent(found.recognised)} of the patients (guessing: {found.chance:.0%})"
+    )
+    if found.drawn:
+        words += (
+            f"; an image drawn from it alone correlates {measure_text(found.correlation)} with the patient's "
+            f"and {measure_text(found.correlation_others)} with others'"
+        )
+    return f"{words}: {'it gives its patient away' if found.leaks else 'nothing was found in it'}."
+
+
+def _percent(measure: Measure) -> str:
+    if measure.value is None:
+        return "-"
+    if measure.low is None or measure.high is None:
+        return f"{measure.value:.1%}"
+    return f"{measure.value:.1%} [{measure.low:.1%}-{measure.high:.1%}]"
+
+
+def _allowed(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _number(table: dict[str, Any], name: str) -> float | None:
+    value = table.get(name)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
