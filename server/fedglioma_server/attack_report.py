@@ -12,7 +12,10 @@ from fedglioma.attack.result import FALSE_ALARMS, AttackResult
 from fedglioma.case import Frozen
 from fedglioma.errors import ConfigError
 from fedglioma.metrics.bootstrap import Measure
+from fedglioma.privacy.tradeoff import largest_auc, largest_tpr
 from fedglioma_server.card_tables import measure_text
+from fedglioma_server.runfolder import RunFolder
+from fedglioma_server.spending import mechanisms
 
 SCHEMA_VERSION: Final = 1
 SERIOUS_AUC: Final = 0.6
@@ -79,10 +82,29 @@ def stated_privacy(run: Path | None) -> StatedPrivacy:
     epsilon, delta = _number(table, "epsilon"), _number(table, "delta")
     if epsilon is None or delta is None:
         raise ConfigError(f"{file}: says differentially private, but no epsilon and delta; it was changed")
+    if table.get("unit") == "site":
+        return StatedPrivacy(
+            f"no bound for a patient: epsilon {epsilon:g} at delta {delta:g} is for a hospital as a whole"
+        )
     clip, multiplier = _number(table, "clip_norm"), _number(table, "noise_multiplier")
     noise = None if clip is None or multiplier is None else Noise(clip, multiplier)
     words = f"differentially private per patient, epsilon {epsilon:g} at delta {delta:g}"
-    return StatedPrivacy(words, Bound.of(epsilon, delta), noise)
+    return StatedPrivacy(words, _bound(run, epsilon, delta), noise)
+
+
+def _bound(run: Path, epsilon: float, delta: float) -> Bound:
+    """Return the bound of the noise itself where the run is here, else that of one (epsilon, delta)."""
+    folder = RunFolder(run)
+    if not folder.exists():
+        return Bound.of(epsilon, delta)
+    settings = folder.read().settings
+    done = mechanisms(settings, max((line.round for line in folder.rounds()), default=0))
+    if not done:
+        return Bound.of(epsilon, delta)
+    accountant = settings.accountant
+    return Bound(
+        epsilon, delta, lambda fpr: largest_tpr(done, fpr, accountant), largest_auc(done, accountant)
+    )
 
 
 def gate(report: AttackReport) -> list[str]:
