@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Final
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -73,7 +72,7 @@ def _kept(figures: Figures) -> str:
 
 def bar(share: float) -> str:
     """Return a bar of the spent share, with its percentage; full at 1 and beyond."""
-    filled = min(math.ceil(share * BAR), BAR) if share > 0 else 0
+    filled = math.ceil(min(share, 1.0) * BAR)
     percent = f"{share:.0%}" if math.isfinite(share) else "over 100%"
     return f"[{'#' * filled}{'.' * (BAR - filled)}] {percent}"
 
@@ -85,7 +84,7 @@ def _number(epsilon: float) -> str:
 def _runs(runs: Sequence[RunSummary]) -> str:
     if not runs:
         return ""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for name in (
         "run",
         "rounds",

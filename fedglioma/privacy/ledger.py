@@ -173,6 +173,7 @@ class Ledger:
                 )
             others = [release for release in ledger.book.standing() if release is not earlier]
             self._require_room(self._histories(others, members), key, mechanisms, limit)
+            ledger.begin()  # a set of patients without a line before it would look like a lost ledger
             entry = Reserved(
                 key=key,
                 mechanisms=tuple(mechanisms),

@@ -70,7 +70,7 @@ class OpenLedger:
             A disk is full, away, or may not be written.
         """
         try:
-            self._begin()
+            self.begin()
             return self._append(kind, entry)
         except OSError as error:
             place = error.filename or self.file.path
@@ -79,7 +79,8 @@ class OpenLedger:
                 "private leaves without it: make space, mount the disk, or give the right to write"
             ) from None
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Make the ledger fit to be added to: its first line, its head, what a crash cut short."""
         path = self.file.path
         if not self.lines:
             os.ftruncate(self.handle, 0)  # at most the beginning of a first line that a crash cut short

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from fedglioma.config.reading import read_yaml
 from fedglioma.config.run import RunConfig, run_table
 from fedglioma.config.server import load_server_config
-from fedglioma.config.site import SITE_NAME, Policy, SiteConfig, load_site_config, site_name
+from fedglioma.config.site import SITE_NAME, Policy, PrivacyLimits, SiteConfig, load_site_config, site_name
 from fedglioma.errors import ConfigError, PolicyError
 
 ROOT = Path(__file__).resolve().parents[2]
