@@ -15,12 +15,14 @@ from zipfile import BadZipFile
 import numpy as np
 from pydantic import ValidationError
 
+from fedglioma.chain import AUDIT_FILE
 from fedglioma.config.privacy import PrivacyTerms
 from fedglioma.counts import has_target
 from fedglioma.data.prepared import PreparedCase
 from fedglioma.privacy.accounting import Mechanism, gaussian_equivalent
 from fedglioma.privacy.ledger import Ledger
 from fedglioma.privacy.ledger_entries import ReleaseKey, Reservation, member_tags
+from fedglioma.privacy.ledger_heads import read_audited
 from fedglioma.weights import GROUPS, Packed, digest_of
 from fedglioma.wire import TrainReply, TrainRequest
 from fedglioma_client.budget import ledger_of, limit_of
@@ -79,7 +81,7 @@ class PrivateRound:
 
     @classmethod
     def of(cls, request: TrainRequest, received: Packed, site: Site, terms: PrivacyTerms) -> Self:
-        """Return the round's place in the ledger, which must have the head that the server last heard.
+        """Return the round's place in the ledger, which must have every head that was kept beside it.
 
         An update of then is for the weights of then: for others the round is another attempt, and is paid
         for again. So it is where the update is gone.
@@ -90,8 +92,9 @@ class PrivateRound:
             The ledger is not as it was written, or an older copy was put back.
         """
         ledger, digest = ledger_of(site.config), digest_of(received)
-        if request.ledger_head:
-            ledger.require_head(request.ledger_head)
+        for head in (request.ledger_head, read_audited(site.config.state / AUDIT_FILE).head):
+            if head:
+                ledger.require_head(head)
         key, kept = ReleaseKey(run=_run_name(request.run), round=request.round), None
         while kept is None and ledger.committed(key) is not None:
             kept = _unpacked(ledger.stored(key), digest)

@@ -30,6 +30,7 @@ from flwr.supernode.nodestate import NodeState
 from fedglioma.bundle import build_bundle
 from fedglioma.errors import PolicyError, ProtocolError
 from fedglioma.noise import DELTA
+from fedglioma.privacy.ledger_heads import FIELD as LEDGER
 from fedglioma.wire import (
     FINISHED,
     SECURE,
@@ -37,6 +38,7 @@ from fedglioma.wire import (
     TRAIN,
     Refusal,
     StatisticsReply,
+    TrainReply,
     TrainRequest,
     body_of,
     is_refusal,
@@ -219,10 +221,17 @@ def _spent_by(reply: Message) -> dict[str, float | str]:
     """Return what an answer spends of its patients' privacy, for this site's own log.
 
     ``landmarks`` is the digest of the sums: lines with the same one told the same thing and spend once.
+    ``ledger`` is the head of the privacy ledger when a private update left, so that the one log vouches for
+    the other.
     """
-    if reply.metadata.message_type != STATISTICS or not reply.has_content():
+    if not reply.has_content():
         return {}
     try:
+        if reply.metadata.message_type == TRAIN:
+            head = body_of(reply.content, TrainReply).ledger_head
+            return {LEDGER: head} if head else {}
+        if reply.metadata.message_type != STATISTICS:
+            return {}
         told = body_of(reply.content, StatisticsReply)
     except ProtocolError:  # a refusal
         return {}
