@@ -1,0 +1,104 @@
+"""The statistics round under masks: the run is the same, and no site's count can be read."""
+
+import json
+
+import pytest
+
+from fedglioma.case import GENES
+from fedglioma.errors import QuorumError
+from fedglioma.wire import STATISTICS, StatisticsReply, body_of, reply_to
+from tests.federation_fixture import TINY, make_plan, run
+
+SITES = {"anyang": 6, "henan": 7, "kaifeng": 9, "ningxia": 8}
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+    monkeypatch.setattr("fedglioma_server.conclusion.write_report", lambda folder: folder)
+
+
+def settings(**changed):
+    table = {"rounds": 1, "quorum": 3, "secure_statistics": True}
+    return TINY.model_validate(TINY.model_dump() | table | changed)
+
+
+def test_counts_and_scale_are_those_of_the_plain_round(tmp_path):
+    one = run(make_plan(tmp_path / "one", settings(secure_statistics=False), sites=SITES, limit=2)).read()
+    other = run(make_plan(tmp_path / "other", settings(), sites=SITES, limit=2)).read()
+    assert other.class_counts == one.class_counts
+    assert other.scale.sites == one.scale.sites
+    assert other.scale.cases == one.scale.cases
+    for modality, landmarks in one.scale.landmarks.items():
+        assert other.scale.landmarks[modality] == pytest.approx(landmarks, abs=0.02)
+    assert other.pooled.cases == sum(data.cases for data in one.sites.values())
+
+
+def test_no_message_and_no_record_has_a_sites_count(tmp_path):
+    told = []
+
+    def keep(message, reply):
+        if message.metadata.message_type == STATISTICS:
+            told.append(body_of(reply.content, StatisticsReply))
+        return reply
+
+    folder = run(make_plan(tmp_path, settings(), sites=SITES, limit=2), meddle=keep)
+    assert len(told) == len(SITES)
+    for body in told:
+        assert (body.cases, body.masks, body.modalities, body.landmarks) == (0, None, {}, {})
+        assert set(body.labels.values()) == {(None, None, None)}
+        assert body.weights == {"trunk": 1.0}
+        assert len(body.masked) % 4 == 0
+    assert len({body.masked for body in told}) == len(SITES)
+    record = folder.read()
+    for site in SITES:
+        assert record.sites[site].masked
+        assert record.sites[site].cases == 0
+    for line in folder.rounds()[1:]:
+        assert {tuple(entry.weights.items()) for entry in line.sites.values()} == {(("trunk", 1.0),)}
+
+
+def test_masked_counts_and_masked_updates_go_together(tmp_path):
+    both = settings(secure_aggregation=True, payload="masked", norm_limit=0.0, rounds=2)
+    lines = run(make_plan(tmp_path, both, sites=SITES)).rounds()
+    assert [line.round for line in lines] == [0, 1, 2]
+    assert {entry.status for line in lines[1:] for entry in line.sites.values()} == {"ok"}
+
+
+def test_run_is_resumed_with_the_sums_of_its_start(tmp_path):
+    plan = make_plan(tmp_path, settings(rounds=2), sites=SITES)
+
+    def cut(line):
+        if line.round == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, finished=cut)
+    asked = []
+
+    def keep(message, reply):
+        if message.metadata.message_type == STATISTICS:
+            asked.append(json.loads(message.content["fedglioma"]["json"])["masking"])
+        return reply
+
+    assert run(plan, meddle=keep).read().status == "completed"
+    assert asked == [None] * len(SITES)
+
+
+def test_site_that_tells_its_counts_all_the_same_is_left_out(tmp_path):
+    def tell(message, reply):
+        if message.metadata.message_type != STATISTICS:
+            return reply
+        body = body_of(reply.content, StatisticsReply)
+        if body.site != "henan":
+            return reply
+        labels = dict.fromkeys(GENES, (5, 5, 0))
+        return reply_to(message, body.model_copy(update={"cases": 10, "labels": labels}))
+
+    folder = run(make_plan(tmp_path, settings(), sites=SITES), meddle=tell)
+    assert set(folder.read().sites) == set(SITES) - {"henan"}
+
+
+def test_two_sites_make_no_masked_statistics(tmp_path):
+    two = {"anyang": 6, "henan": 7}
+    with pytest.raises(QuorumError, match="can hide among each other"):
+        run(make_plan(tmp_path, settings(quorum=1), sites=two))
