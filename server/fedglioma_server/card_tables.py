@@ -37,12 +37,12 @@ def plain(text: str) -> str:
 
 def sites_text(record: RunRecord) -> str:
     """Return who trained on what: cases rounded up, labels suppressed, as the sites told them."""
-    if not record.sites:
+    if not record.told:
         return "The sites' counts are not on record."
     genes = record.settings.genes
     rows = [
         [name, str(site.cases), *(_labels(site, gene) for gene in genes), _cell(site.masks, site)]
-        for name, site in sorted(record.sites.items())
+        for name, site in sorted(record.told.items())
     ]
     heads = [
         "site",
@@ -55,17 +55,17 @@ def sites_text(record: RunRecord) -> str:
 
 def sequences_text(record: RunRecord) -> str:
     """Return which sequences the training cases of each site have."""
-    if not record.sites:
+    if not record.told:
         return "Not on record."
     subsets = sorted(
-        {subset for site in record.sites.values() for subset in site.modalities},
+        {subset for site in record.told.values() for subset in site.modalities},
         key=lambda subset: (-len(subset.split("+")), subset),
     )
-    names = sorted(record.sites)
+    names = sorted(record.told)
     rows = [
         [
             subset,
-            *(_cell(record.sites[name].modalities.get(subset, 0), record.sites[name]) for name in names),
+            *(_cell(record.told[name].modalities.get(subset, 0), record.told[name]) for name in names),
         ]
         for subset in subsets
     ]
@@ -74,11 +74,11 @@ def sequences_text(record: RunRecord) -> str:
 
 def never_seen(record: RunRecord) -> list[str]:
     """Return sequences that no site said to have trained without: what their absence does is unknown."""
-    if not record.sites:
+    if not record.told:
         return []
     missed = {
         modality
-        for site in record.sites.values()
+        for site in record.told.values()
         for subset, count in site.modalities.items()
         for modality in CHANNELS
         if modality.value not in subset.split("+") and count != 0

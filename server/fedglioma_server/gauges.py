@@ -53,6 +53,9 @@ class ServerGauges:
         self._norm = self._gauge(
             "update_norm", "Norm of the site's update in the last round; NaN without one.", "site"
         )
+        self._epsilon = self._gauge(
+            "privacy_epsilon", "Epsilon spent of the site's patients in this run; NaN without privacy.", "site"
+        )
         self._rejected = Counter(
             "fedglioma_aggregate_rejected",
             "Updates that were asked for or came, and were not used, by short reason.",
@@ -116,6 +119,7 @@ class ServerGauges:
     def _show_site(self, name: str, site: SiteRound) -> None:
         self._bytes.labels(self.run_id, name, "down").set(site.bytes_down)
         self._bytes.labels(self.run_id, name, "up").set(site.bytes_up)
+        self._epsilon.labels(self.run_id, name).set(_number(site.epsilon))
         self._norm.labels(self.run_id, name).set(_number(site.update_norm))
         self._show("loss", "", name, site.loss)
         for task in Task:  # all of them: a site that dropped out must not keep showing its last figures

@@ -136,6 +136,26 @@ class RunRecord(Record):
     )
     issues: list[DataIssue] = []
 
+    @property
+    def told(self) -> dict[str, SiteData]:
+        """The counts that are known: by site, or of all together where they were told under masks."""
+        if self.pooled is None:
+            return self.sites
+        summed = self.pooled
+        data = SiteData(
+            cases=round(summed.cases),
+            labels={gene: _whole(cells) for gene, cells in summed.labels.items()},
+            modalities={name: round(count) for name, count in summed.modalities.items()},
+            masks=round(summed.masks),
+            small_cell_limit=max((site.small_cell_limit for site in self.sites.values()), default=1),
+        )
+        return {f"{len(self.sites)} sites together": data}
+
+
+def _whole(cells: tuple[float, float, float]) -> tuple[int, int, int]:
+    wild, mutant, unknown = (round(cell) for cell in cells)
+    return wild, mutant, unknown
+
 
 class SiteRound(Record):
     """One site in one round."""

@@ -89,7 +89,7 @@ def _training_cases(saved: Saved) -> str:
     kind = "made-up training case" if saved.synthetic else "training case"
     if run.splits:
         return words.count(sum(split.train for split in run.splits.values()), kind)
-    return f"about {words.count(sum(site.cases for site in run.sites.values()), kind)}"
+    return f"about {words.count(sum(site.cases for site in run.told.values()), kind)}"
 
 
 def tested(evaluation: Evaluation) -> str:

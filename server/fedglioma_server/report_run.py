@@ -25,8 +25,8 @@ def sites_table(run: RunRecord) -> Table:
         over.append(("Tumour", 1))
         statuses.append("outlined")
     rows = []
-    for site in sorted({*run.splits, *run.sites}):
-        data = run.sites.get(site)
+    for site in sorted({*run.splits, *run.told}):
+        data = run.told.get(site)
         cells = [Cell(site, head=True, number=False), *_split_cells(run, site)]
         for gene in GENES:
             labels = data.labels.get(gene) if data is not None else None
@@ -36,13 +36,18 @@ def sites_table(run: RunRecord) -> Table:
             cells.append(Cell(words.DASH if data is None else words.cell(data.masks, data.small_cell_limit)))
         rows.append(Row(tuple(cells)))
     remark = "" if run.splits else "About: rounded up by the hospital. "
-    if any(data.small_cell_limit > 1 for data in run.sites.values()):
+    if any(data.small_cell_limit > 1 for data in run.told.values()):
         remark += (
             "A hospital rounds its label counts to the nearest multiple of its limit, so they do not add "
             "up to its cases; where a count is hidden, half the limit stands for it behind the loss. "
         )
+    if run.pooled is not None:
+        remark += (
+            "Each hospital's counts went into a sum under masks: nobody knows them by themselves. Hidden "
+            "counts are in the sum as half the limit. "
+        )
     if run.suppressed_cells:
-        limits = sorted({data.small_cell_limit for data in run.sites.values() if data.small_cell_limit > 1})
+        limits = sorted({data.small_cell_limit for data in run.told.values() if data.small_cell_limit > 1})
         remark += (
             f"{words.listing([f'<{limit}' for limit in limits])}: at least one, but fewer than a hospital "
             f"publishes; {words.count(run.suppressed_cells, 'such count')} in this run."
@@ -53,7 +58,7 @@ def sites_table(run: RunRecord) -> Table:
 
 def _split_cells(run: RunRecord, site: str) -> list[Cell]:
     if not run.splits:
-        return [Cell(words.integer(run.sites[site].cases))]
+        return [Cell(words.integer(run.told[site].cases))]
     if site not in run.splits:
         return [Cell(words.DASH)] * len(SPLITS)
     place = list(run.splits).index(site)
@@ -63,9 +68,9 @@ def _split_cells(run: RunRecord, site: str) -> list[Cell]:
 
 def modalities_table(run: RunRecord) -> Table:
     """Return training cases per subset of sequences and site."""
-    sites = sorted(run.sites)
+    sites = sorted(run.told)
     subsets = sorted(
-        {name for data in run.sites.values() for name in data.modalities}, key=words.subset_order
+        {name for data in run.told.values() for name in data.modalities}, key=words.subset_order
     )
     rows = tuple(
         Row(
@@ -74,7 +79,7 @@ def modalities_table(run: RunRecord) -> Table:
                 *(
                     Cell(
                         words.cell(
-                            run.sites[site].modalities.get(subset, 0), run.sites[site].small_cell_limit
+                            run.told[site].modalities.get(subset, 0), run.told[site].small_cell_limit
                         )
                     )
                     for site in sites

@@ -7,6 +7,7 @@ import pytest
 from fedglioma.case import GENES
 from fedglioma.errors import QuorumError
 from fedglioma.wire import STATISTICS, StatisticsReply, body_of, reply_to
+from fedglioma_server.report import write_report
 from tests.federation_fixture import TINY, make_plan, run
 
 SITES = {"anyang": 6, "henan": 7, "kaifeng": 9, "ningxia": 8}
@@ -102,3 +103,13 @@ def test_two_sites_make_no_masked_statistics(tmp_path):
     two = {"anyang": 6, "henan": 7}
     with pytest.raises(QuorumError, match="can hide among each other"):
         run(make_plan(tmp_path, settings(quorum=1), sites=two))
+
+
+def test_report_and_card_show_the_sums_and_no_site(tmp_path):
+    folder = run(make_plan(tmp_path, settings(), sites=SITES, limit=2))
+    write_report(folder.path)
+    page = folder.report.read_text(encoding="utf-8")
+    card = (folder.model / "README.md").read_text(encoding="utf-8")
+    for text in (page, card):
+        assert "4 sites together" in text
+    assert "under masks" in page

@@ -26,13 +26,14 @@ AGREED = {
     "fedglioma_site_last_seen_timestamp_seconds": set(),
     "fedglioma_update_bytes": {"direction"},
     "fedglioma_update_norm": set(),
+    "fedglioma_privacy_epsilon": set(),
     "fedglioma_aggregate_rejected_total": {"reason"},
     "fedglioma_metric": {"name", "region"},
     "fedglioma_gpu_memory_bytes": set(),
     "fedglioma_process_resident_memory_bytes": set(),
     "fedglioma_build_info": {"version"},
 }
-"""Names of the conventions without those of differential privacy, and the labels beyond the usual three."""
+"""Names of the conventions, and the labels beyond the usual three."""
 OF_THE_SITE = {"fedglioma_server_connected", "fedglioma_server_last_contact_timestamp_seconds"}
 USUAL = {"site", "run_id", "phase"}
 
