@@ -14,6 +14,7 @@ from fedglioma.errors import ConfigError
 from fedglioma.metrics.bootstrap import Measure
 from fedglioma.privacy.tradeoff import largest_auc, largest_tpr
 from fedglioma_server.card_tables import measure_text
+from fedglioma_server.records import read_json
 from fedglioma_server.runfolder import RunFolder
 from fedglioma_server.spending import mechanisms
 
@@ -105,6 +106,24 @@ def _bound(run: Path, epsilon: float, delta: float) -> Bound:
     return Bound(
         epsilon, delta, lambda fpr: largest_tpr(done, fpr, accountant), largest_auc(done, accountant)
     )
+
+
+def attack_file(run: Path) -> Path:
+    """Return where a run folder keeps what the last attack on its model found."""
+    return RunFolder(run).evaluation / "attack.json"
+
+
+def attack_on(run: Path, model_digest: str) -> AttackReport | None:
+    """Return what the last attack on a model of a run found; None where there was none, or on another model.
+
+    Raises
+    ------
+    ConfigError
+        The file is damaged.
+    """
+    file = attack_file(run)
+    found = read_json(file, AttackReport) if file.exists() else None
+    return found if found is not None and found.model_digest == model_digest else None
 
 
 def gate(report: AttackReport) -> list[str]:

@@ -54,7 +54,9 @@ class ServerGauges:
             "update_norm", "Norm of the site's update in the last round; NaN without one.", "site"
         )
         self._epsilon = self._gauge(
-            "privacy_epsilon", "Epsilon spent of the site's patients in this run; NaN without privacy.", "site"
+            "privacy_epsilon",
+            "Epsilon spent of the site's patients in this run; NaN without privacy.",
+            "site",
         )
         self._rejected = Counter(
             "fedglioma_aggregate_rejected",

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from fedglioma.data.smallfile import read_small
-from fedglioma.errors import ConfigError
+from fedglioma.errors import ConfigError, FedGliomaError
 from fedglioma.metrics.tables import Evaluation
 from fedglioma.newfile import new_folder
-from fedglioma.training.released import CONFIG, WEIGHTS, load_model, read_config
+from fedglioma.training.released import CONFIG, WEIGHTS, load_model, model_digest, read_config
+from fedglioma_server.attack_report import attack_on, attack_words
 from fedglioma_server.bundle_config import LOGGING, inference_config, metadata
 from fedglioma_server.card_tables import plain
 from fedglioma_server.records import RunRecord, read_json, write_json, write_text
@@ -62,6 +63,8 @@ def write_bundle(
         ``out`` is there already, the model has no card, or the licence cannot be read.
     ProtocolError
         The model is damaged or not one of fedglioma.
+    FedGliomaError
+        An attack on the model found more than its stated privacy allows.
     """
     if not model.is_dir():
         raise ConfigError(f"{model}: no such folder; name the model folder of a run")
@@ -70,6 +73,12 @@ def write_bundle(
     _, settings, _ = load_model(model)
     config = read_config(model)
     run, evaluation = _run_around(model, config)
+    attacked = None if run is None else attack_on(model.resolve().parent, model_digest(model))
+    if attacked is not None and attacked.refusals:
+        raise FedGliomaError(
+            f"{model}: not to be released: {attacked.refusals[0]}; see docs/attacks.md, and attack it again "
+            "once that is mended"
+        )
     who = authors or f"the consortium of run {config['run_id']}"
     cohorts = _cohorts(run)
     described = metadata(
@@ -82,6 +91,8 @@ def write_bundle(
     )
     license_text = LICENSE.format(authors=who) if license_file is None else _text(license_file, "--license")
     card = _text(model / CARD, "the model card is missing or unreadable; copy the whole model folder")
+    if attacked is not None:
+        card += "\n## Attacks\n\n" + "\n".join(f"- {sentence}" for sentence in attack_words(attacked)) + "\n"
     out.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(out) as folder:
         folder.chmod(0o755)

@@ -16,6 +16,7 @@ from fedglioma_server import report_run as tables
 from fedglioma_server import report_scale as intensities
 from fedglioma_server import report_tables as results
 from fedglioma_server import report_text as words
+from fedglioma_server.attack_report import attack_words
 from fedglioma_server.records import RunRecord, write_text
 from fedglioma_server.report_figures import Drawing, Figures, roc_figures, round_figures
 from fedglioma_server.report_headline import cards, facts, notices, summary, tested
@@ -74,6 +75,7 @@ def render(saved: Saved) -> tuple[str, dict[str, Sequence[Drawing]]]:
         training=_training(saved, course),
         settings=_settings(saved),
         privacy=saved.privacy,
+        attacks=[] if saved.attack is None else [*saved.attack.refusals, *attack_words(saved.attack)],
     )
     return html, {"evaluation": [*course.drawings, *roc.drawings], "survival": _drawings(survival)}
 

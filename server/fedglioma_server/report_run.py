@@ -69,18 +69,14 @@ def _split_cells(run: RunRecord, site: str) -> list[Cell]:
 def modalities_table(run: RunRecord) -> Table:
     """Return training cases per subset of sequences and site."""
     sites = sorted(run.told)
-    subsets = sorted(
-        {name for data in run.told.values() for name in data.modalities}, key=words.subset_order
-    )
+    subsets = sorted({name for data in run.told.values() for name in data.modalities}, key=words.subset_order)
     rows = tuple(
         Row(
             (
                 Cell(words.subset_title(subset), head=True, number=False),
                 *(
                     Cell(
-                        words.cell(
-                            run.told[site].modalities.get(subset, 0), run.told[site].small_cell_limit
-                        )
+                        words.cell(run.told[site].modalities.get(subset, 0), run.told[site].small_cell_limit)
                     )
                     for site in sites
                 ),

@@ -10,6 +10,7 @@ from fedglioma.errors import ConfigError, DataError, FedGliomaError
 from fedglioma.metrics.predictions import Predictions, read_csv
 from fedglioma.metrics.tables import Evaluation
 from fedglioma.survival.analysis import SurvivalResults
+from fedglioma_server.attack_report import AttackReport, attack_file
 from fedglioma_server.records import PrivacyRecord, Record, RoundRecord, RunRecord, read_json, read_rounds
 from fedglioma_server.report_survival import Analyses
 
@@ -39,6 +40,7 @@ class Saved:
     predictions: Predictions | None
     survival: Analyses
     model: ReleasedModel | None = None
+    attack: AttackReport | None = None
 
     @property
     def done(self) -> int:
@@ -74,6 +76,7 @@ def read_saved(run_folder: Path) -> Saved:
         predictions=_predictions(run_folder / "evaluation" / "predictions.csv"),
         survival=_survival(run_folder / "survival"),
         model=_optional(run_folder / "model" / "config.json", ReleasedModel),
+        attack=_optional(attack_file(run_folder), AttackReport),
     )
 
 

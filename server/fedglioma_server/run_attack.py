@@ -36,6 +36,7 @@ from fedglioma_server.attack_cases import (
 from fedglioma_server.attack_report import (
     AttackReport,
     StatedPrivacy,
+    attack_file,
     attack_text,
     gate,
     serious,
@@ -79,7 +80,8 @@ class AttackRequest:
 def attack_model(request: AttackRequest) -> tuple[dict[str, Any], str, FedGliomaError | None]:
     """Return the attack's record and text, and why the model must not be released, if it must not.
 
-    Writes ``attack.json`` and ``attack.svg`` to ``out``. What finished shadow models said is kept below it,
+    Writes ``attack.json`` and ``attack.svg`` to ``out``, and the first into the run's folder too, where its
+    report and ``bundle`` look for it. What finished shadow models said is kept below it,
     so that the same command continues an attack that was interrupted.
 
     Raises
@@ -134,6 +136,8 @@ def attack_model(request: AttackRequest) -> tuple[dict[str, Any], str, FedGlioma
     )
     report = report.model_copy(update={"refusals": tuple(gate(report)), "warnings": tuple(serious(report))})
     _write(request.out, report, cases, stated.bound)
+    if run is not None:
+        write_json(attack_file(run), report)
     data = {"folder": str(request.out), "attack": report.model_dump(mode="json", exclude=_NO_CURVES)}
     refused = FedGliomaError(f"not to be released: {report.refusals[0]}") if report.refusals else None
     return data, attack_text(report) + f"\nwritten to {request.out}", refused
