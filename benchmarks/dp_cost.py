@@ -1,15 +1,15 @@
-"""What differential privacy costs: time and memory of a private step over a plain one, beside Opacus' own way.
+"""What differential privacy costs: time and memory of a private step over a plain one and over Opacus'.
 
     python benchmarks/dp_cost.py
     python benchmarks/dp_cost.py --model sgpnet --crop 64 --steps 9 --json dp_cost.json
 
 Three ways of one training step (forward, backward, Adam) of the same network on the same made-up images:
-``plain`` as ``training/fit.py`` has it; ``private`` with clipped gradients and noise as ``training/private.py``
-has it; ``hooks``, Opacus' default (GradSampleModule and DPOptimizer). Each way has a process of its own, whose
-memory is therefore its own. The processes take turns, one step each, so that what else the machine does meets
-all three alike. Seconds are CPU seconds of all cores together, which other work lengthens little; medians over
-the steps after one that does not count. Memory is the peak of a step beyond what was there before it: weights
-and Adam's state are, gradients are not.
+``plain`` as ``training/fit.py`` has it; ``private`` with clipped gradients and noise as
+``training/private.py`` has it; ``hooks``, Opacus' default (GradSampleModule and DPOptimizer). Each way has a
+process of its own, whose memory is therefore its own. The processes take turns, one step each, so that what
+else the machine does meets all three alike. Seconds are CPU seconds of all cores together, which other work
+lengthens little; medians over the steps after one that does not count. Memory is the peak of a step beyond
+what was there before it: weights and Adam's state are, gradients are not.
 """
 
 import argparse
@@ -18,16 +18,16 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fedglioma.case import GENES, Task
 from fedglioma.config.run import RunConfig
@@ -116,7 +116,7 @@ def _private(learner: Learner, settings: RunConfig, batch: Any) -> Iterator[floa
         add_noise()
         spent[0] = time.process_time() - started
 
-    optimizer.add_noise = timed
+    optimizer.add_noise = timed  # type: ignore[method-assign]
     with ClippedGradients(learner.model, clip_norm=CLIP) as clipped:
         while True:
             losses, _ = objective(*batch)
@@ -133,6 +133,7 @@ def _hooks(learner: Learner, settings: RunConfig, batch: Any) -> Iterator[float]
 
     model = GradSampleModule(learner.model)
     objective = Objective(model, learner.loss)
+    warnings.filterwarnings("ignore", "Full backward hook is firing")  # images have no gradient
     optimizer = DPOptimizer(
         _adam(learner, settings),
         noise_multiplier=NOISE,
@@ -183,11 +184,10 @@ def measure(model: str, crop: int, batch: int, width: int, steps: int) -> dict[s
     try:
         for number in range(steps + 1):
             for way, process in processes.items():
-                assert process.stdin is not None  # noqa: S101 - pipes were asked for
-                assert process.stdout is not None  # noqa: S101
-                process.stdin.write("step\n")
-                process.stdin.flush()
-                answer = process.stdout.readline()
+                pipe_in, pipe_out = cast("IO[str]", process.stdin), cast("IO[str]", process.stdout)
+                pipe_in.write("step\n")
+                pipe_in.flush()
+                answer = pipe_out.readline()
                 if not answer:
                     raise SystemExit(f"{model} {crop}: {way}: its process ended: see the lines above")
                 if number:  # the first one makes Adam's state
@@ -211,23 +211,21 @@ def ratios(costs: dict[str, Cost]) -> dict[str, float]:
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return the figures as a table in Markdown."""
-    lines = [
-        "| network | crop | way | CPU s a step | s by the clock | peak MiB of a step | noise | time over plain "
-        "| memory over plain |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        plain = row["costs"]["plain"]
-        for way in WAYS:
-            cost = row["costs"][way]
-            noise = f"{100 * cost['noise_share']:.0f} %" if way == "private" else ""
-            lines.append(
-                f"| {row['model']} | {row['crop']} | {way} | {cost['cpu_s']:.2f} | {cost['wall_s']:.2f} "
-                f"| {cost['peak_mib']:.0f} | {noise} | {cost['cpu_s'] / plain['cpu_s']:.2f} "
-                f"| {cost['peak_mib'] / plain['peak_mib']:.2f} |"
-            )
+HEAD = (
+    "| network | crop | way | CPU s a step | s by the clock | peak MiB of a step | noise "
+    "| time over plain | memory over plain |\n|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def lines_of(model: str, crop: int, costs: dict[str, Cost]) -> str:
+    """Return a network's lines of the table in Markdown."""
+    lines, plain = [], costs["plain"]
+    for way, cost in costs.items():
+        noise = f"{100 * cost.noise_share:.0f} %" if way == "private" else ""
+        lines.append(
+            f"| {model} | {crop} | {way} | {cost.cpu_s:.2f} | {cost.wall_s:.2f} | {cost.peak_mib:.0f} "
+            f"| {noise} | {cost.cpu_s / plain.cpu_s:.2f} | {cost.peak_mib / plain.peak_mib:.2f} |"
+        )
     return "\n".join(lines)
 
 
@@ -246,10 +244,13 @@ def main() -> None:
     if asked.serve:
         serve(asked.serve, settings_of(models[0], crops[0], asked.batch, asked.width or WIDTHS[models[0]]))
         return
-    rows, missed = [], []
+    rows: list[dict[str, Any]] = []
+    missed: list[str] = []
+    print(HEAD, flush=True)
     for model in models:
         for crop in crops:
             costs = measure(model, crop, asked.batch, asked.width or WIDTHS[model], asked.steps)
+            print(lines_of(model, crop, costs), flush=True)
             found = ratios(costs)
             rows.append(
                 {
@@ -264,7 +265,7 @@ def main() -> None:
                 missed += [
                     f"{model}: {name} {found[name]:.2f}" for name in TARGETS if found[name] > TARGETS[name]
                 ]
-    print(table(rows))
+    print()
     for row in rows:
         print(f"{row['model']} {row['crop']}: {', '.join(f'{k} {v:.2f}' for k, v in row['private'].items())}")
     if asked.json:

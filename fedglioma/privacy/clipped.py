@@ -142,7 +142,7 @@ class ClippedGradients:
         else:
             limit, of_layers = self.clip_norm / math.sqrt(len(self._layers)), squares.sqrt()
         factors = (limit / of_layers).clamp(max=1.0)
-        # A clipped gradient would be too long by what rounding adds to it.
+        # Else a clipped gradient would be longer than the bound by what rounding adds.
         eps = torch.finfo(next(iter(used[0].parameters.values())).dtype).eps
         factors = torch.where(factors < 1.0, factors * (1 - 8 * eps), factors)
         factors = torch.where(finite, factors, 0.0)

@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from fedglioma.errors import PrivacyError
 
-REMEDY = "choose preset recommended, whose layers keep patients apart"
+REMEDY = "choose preset recommended, whose layers keep patients apart, or another network"
 
 
 def require_private(module: nn.Module) -> None:

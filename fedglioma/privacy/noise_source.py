@@ -3,6 +3,7 @@
 import math
 import os
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,10 +37,10 @@ class NoiseSource:
 
     def __init__(self, secret: SecretRandom) -> None:
         self._secret = secret
-        self._words = torch.empty(2 * _PAIRS, dtype=torch.int32)
-        self._angle = torch.empty(_PAIRS)
-        self._radius = torch.empty(_PAIRS)
-        self._normal = torch.empty(2 * _PAIRS)
+        self._words = np.empty(2 * _PAIRS, np.int32)
+        self._radius = np.empty(_PAIRS, np.float32)
+        self._angle = np.empty(_PAIRS, np.float32)
+        self._normal = np.empty(2 * _PAIRS, np.float32)
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def add_to(self, tensor: Tensor, std: float) -> None:
@@ -57,21 +58,28 @@ class NoiseSource:
 
     def _normals(self, count: int) -> Tensor:
         """Return standard normal numbers, (count,) float32; what an earlier call returned is overwritten."""
+        # In NumPy: its logarithm, sine and cosine take less than half of the time of torch's.
         pairs = (count + 1) // 2
         words, radius, angle = self._words[: 2 * pairs], self._radius[:pairs], self._angle[:pairs]
-        self._secret.fill(words.numpy().data)
-        first = words[:pairs].bitwise_and_(2**31 - 1)
-        rare = (first < _RARE).nonzero().flatten()
-        radius.copy_(first).add_(0.5).mul_(2.0**-31)
-        if len(rare):
-            finer = torch.from_numpy((self._secret.words(len(rare)) >> 11).astype("float64") + 0.5) * 2.0**-53
-            radius[rare] = ((first[rare].double() + finer) * 2.0**-31).float()
-        radius.log_().mul_(-2.0).sqrt_()
-        angle.copy_(words[pairs:]).mul_(math.pi * 2.0**-31)
+        self._secret.fill(words.data)
+        first, second = words[:pairs], words[pairs:]
+        np.bitwise_and(first, 2**31 - 1, out=first)
+        np.copyto(radius, first, casting="unsafe")
+        radius += 0.5
+        radius *= 2.0**-31
+        if first.min() < _RARE:
+            rare = np.flatnonzero(first < _RARE)
+            finer = ((self._secret.words(len(rare)) >> 11) + 0.5) * 2.0**-53
+            radius[rare] = (first[rare] + finer) * 2.0**-31
+        np.log(radius, out=radius)
+        radius *= -2.0
+        np.sqrt(radius, out=radius)
+        np.copyto(angle, second, casting="unsafe")
+        angle *= math.pi * 2.0**-31
         normal = self._normal[: 2 * pairs]
-        torch.cos(angle, out=normal[:pairs]).mul_(radius)
-        torch.sin(angle, out=normal[pairs:]).mul_(radius)
-        return normal[:count]
+        np.multiply(np.cos(angle, out=normal[:pairs]), radius, out=normal[:pairs])
+        np.multiply(np.sin(angle, out=normal[pairs:]), radius, out=normal[pairs:])
+        return torch.from_numpy(normal[:count])
 
     def _add_on_device(self, tensor: Tensor, std: float) -> None:
         generator = self._generators.get(tensor.device)
