@@ -1,4 +1,4 @@
-"""Masked sums and private training between real processes over TLS, with keys that the hospitals exchanged."""
+"""Masked sums and private training between real processes over TLS, with keys that hospitals exchanged."""
 
 import json
 
