@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedglioma.case import Case, Finding
-from fedglioma.config.site import SMALL_CELL_LIMIT, SiteConfig, load_site_config, site_name
+from fedglioma.config.privacy import LARGEST_DELTA
+from fedglioma.config.site import SMALL_CELL_LIMIT, PrivacyLimits, SiteConfig, load_site_config, site_name
 from fedglioma.data.cohort import Cohort, consenting, merge_cohorts, person_key, read_cohort
 from fedglioma.errors import ConfigError, DataError
 from fedglioma.words import cell, without_quoted
@@ -214,6 +215,8 @@ def _settings(name: str, data: Path, defaults: SiteDefaults) -> SiteConfig:
         workers=defaults.workers,
         threads=defaults.threads,
         small_cell_limit=defaults.small_cell_limit,
+        # A hospital that exists in the simulation alone has made no terms.
+        privacy=PrivacyLimits(max_epsilon=None, max_delta=LARGEST_DELTA, min_noise_multiplier=1e-6),
     )
 
 

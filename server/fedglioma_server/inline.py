@@ -18,6 +18,7 @@ from flwr.serverapp import ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedglioma.wire import SECURE
 from fedglioma_server.grid import OwnGrid
 
 FIRST_NODE = 1
@@ -128,7 +129,7 @@ class InlineGrid(OwnGrid):
             reply = Message(Error(code, type(error).__name__), reply_to=delivered)
         if self._tap is not None:
             self._tap(reply)
-        if self._replied is not None:
+        if self._replied is not None and delivered.metadata.message_type != SECURE:
             self._replied()
         return reply
 

@@ -33,7 +33,7 @@ UPDATES = {
 }
 LANDMARKS = (
     "once, for each sequence of which there are 5 cases or more: the sums of three intensity landmarks, and "
-    "their number rounded as the other counts"
+    "their number as the other counts are published"
 )
 TAGS = (
     "once, of a hospital that set a linkage key: a keyed tag of each training image and, where linkage_id is "
