@@ -120,7 +120,7 @@ def longer(times: float):
         (reported(digest="0" * 64), "error", "digest", "its digest differs"),
         (carrying(to_record(moved(SENT, 8))), "error", "digest", "its digest differs"),
         (refusing("PolicyError"), "refused", "policy", "PolicyError: policy: no"),
-        (refusing("BudgetExhausted"), "refused", "refused", "BudgetExhausted: policy: no"),
+        (refusing("BudgetExhausted"), "refused", "budget", "BudgetExhausted: policy: no"),
         (failing(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "x"), "error", "error", r"Flower error 2"),
         (failing(ErrorCode.NODE_UNAVAILABLE, "away since 9:00"), "no_reply", "not_connected", "away since"),
         (failing(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, "too late"), "no_reply", "no_reply", "too late"),

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 from fedglioma.config.run import RunConfig
-from fedglioma.config.site import SiteConfig
+from fedglioma.config.site import PrivacyLimits, SiteConfig
 from fedglioma.data.prepared import PreparedCase
-from fedglioma.errors import ScaleError
+from fedglioma.errors import BudgetExhausted, ScaleError
+from fedglioma.privacy.ledger import Ledger
 from fedglioma.scale import fit_scale
-from fedglioma_client.intensities import cases_on_scale, landmarks_of
+from fedglioma_client import intensities
+from fedglioma_client.intensities import cases_on_scale
 from fedglioma_client.known_scale import SCALE_NAME, last_scale
 from fedglioma_client.site import Site
 from tests.federation_fixture import prepared_case
@@ -29,9 +31,19 @@ def hospital(
     folder: Path, cases: tuple[PreparedCase, ...], epsilon: float | None = None, limit: int = 5
 ) -> Site:
     config = SiteConfig(
-        site="henan", data=folder, state=folder / "state", landmark_epsilon=epsilon, small_cell_limit=limit
+        site="henan",
+        data=folder,
+        state=folder / "state",
+        landmark_epsilon=epsilon,
+        small_cell_limit=limit,
+        privacy=PrivacyLimits(max_epsilon=None),
     )
     return Site(config, cases)
+
+
+def landmarks_of(site: Site, settings: RunConfig) -> dict:
+    """Return the landmarks alone, without the epsilon of their noise."""
+    return intensities.landmarks_of(site, settings)[0]
 
 
 def test_asking_again_has_the_same_answer_and_another_hospital_has_another(tmp_path, cases):
@@ -48,6 +60,21 @@ def test_one_patient_more_or_another_epsilon_is_another_noise(tmp_path, cases):
     told = landmarks_of(hospital(tmp_path, cases, 8.0), RUN)
     for other in (hospital(tmp_path, cases[:5], 8.0), hospital(tmp_path, cases, 8.5)):
         assert not set(landmarks_of(other, RUN).values()) & set(told.values())
+
+
+def test_what_noisy_landmarks_cost_is_in_the_ledger_once(tmp_path, cases):
+    for _ in range(3):
+        landmarks_of(hospital(tmp_path, cases, 1.0), RUN)
+    ledger = Ledger(tmp_path / "state", "henan")
+    assert len(ledger.entries()) == 1
+    assert ledger.epsilon_spent(None, 1e-5, "prv") == pytest.approx(1.0, rel=1e-3)
+
+
+def test_landmarks_that_would_cost_more_than_is_left_are_not_told(tmp_path, cases):
+    poor = hospital(tmp_path, cases, 1.0)
+    poor = replace(poor, config=poor.config.model_copy(update={"privacy": PrivacyLimits(max_epsilon=0.9)}))
+    with pytest.raises(BudgetExhausted):
+        landmarks_of(poor, RUN)
 
 
 def test_without_noise_no_secret_is_made(tmp_path, cases):

@@ -13,11 +13,24 @@ from pydantic import ValidationError
 from fedglioma.case import GENES, Gene
 from fedglioma.config.run import RunConfig
 from fedglioma.errors import ProtocolError
+from fedglioma.masked_update import statistics_parts
+from fedglioma.privacy.masked_wire import (
+    Consent,
+    Inbox,
+    KeyOffer,
+    Revealed,
+    Roster,
+    SealedShares,
+    Session,
+)
 from fedglioma.scale import LandmarkSums
 from fedglioma.weights import GROUPS
 from fedglioma.wire import (
     Body,
+    Masking,
     Refusal,
+    SecureReply,
+    SecureRequest,
     StatisticsReply,
     StatisticsRequest,
     TrainReply,
@@ -46,7 +59,32 @@ def by_gene(values: st.SearchStrategy) -> st.SearchStrategy:
     return st.fixed_dictionaries(dict.fromkeys(GENES, values))
 
 
+keys = st.binary(min_size=32, max_size=32)
+digests = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
+SESSION = Session(subject="statistics:r:0", parts=statistics_parts(), sites=3)
+offers = st.builds(
+    KeyOffer,
+    session=digests,
+    site=st.sampled_from(["henan", "ningxia"]),
+    sealing=keys,
+    masking=keys,
+    signature=st.none() | st.binary(min_size=8, max_size=128),
+)
+inboxes = st.builds(
+    Inbox,
+    session=digests,
+    sealed=st.dictionaries(st.just("henan"), st.binary(min_size=148, max_size=148), max_size=1),
+)
+
 bodies = st.one_of(
+    st.builds(SecureReply, site=names, offer=st.none() | offers),
+    st.builds(
+        SecureRequest,
+        settings=st.just(RunConfig()),
+        purpose=st.just("train"),
+        session=st.just(SESSION),
+        roster=st.none() | st.builds(Roster, offers=st.tuples(offers)),
+    ),
     st.builds(
         StatisticsRequest, settings=st.builds(RunConfig, rounds=st.integers(1, 10**6), lr=st.floats(1e-9, 1))
     ),
@@ -61,6 +99,7 @@ bodies = st.one_of(
         weights=st.dictionaries(names, positive, max_size=3),
         small_cell_limit=st.integers(1, 100),
         linkage=tags,
+        masked=st.none() | st.binary(max_size=64),
     ),
     st.builds(
         TrainRequest,
@@ -71,6 +110,10 @@ bodies = st.one_of(
         class_counts=by_gene(st.tuples(positive, positive)),
         layout=names,
         shared=tags,
+        masking=st.none()
+        | st.builds(
+            Masking, subject=names, inbox=inboxes, totals=st.dictionaries(names, positive, max_size=2)
+        ),
     ),
     st.builds(
         TrainReply,
@@ -254,6 +297,7 @@ def test_what_a_site_can_say_is_this_and_no_more() -> None:
         *("protocol", "kind", "site", "version", "layout", "cases", "labels", "modalities"),
         "masks",
         *("weights", "small_cell_limit", "landmarks", "landmark_epsilon", "synthetic", "linkage"),
+        *("masked", "counts_epsilon"),
     }
     assert set(LandmarkSums.model_fields) == {"cases", "sums"}
     assert set(TrainReply.model_fields) == {
@@ -270,8 +314,16 @@ def test_what_a_site_can_say_is_this_and_no_more() -> None:
             "loss",
             "loss_by_task",
             "seconds",
+            "ledger_head",
         ),
     }
+    assert set(SecureReply.model_fields) == {
+        *("protocol", "kind", "site", "offer", "shares", "consent", "revealed")
+    }
+    assert set(KeyOffer.model_fields) == {"session", "site", "sealing", "masking", "signature"}
+    assert set(SealedShares.model_fields) == {"session", "site", "commitment", "sealed"}
+    assert set(Consent.model_fields) == {"session", "site", "signature"}
+    assert set(Revealed.model_fields) == {"session", "site", "seeds", "keys"}
     assert set(Refusal.model_fields) == {"protocol", "kind", "site", "error", "exit_code", "reason"}
 
 
