@@ -78,8 +78,15 @@ def _epsilon(site: Site, settings: RunConfig) -> float | None:
     return min((epsilon for epsilon in asked if epsilon is not None), default=None)
 
 
-def cases_on_scale(site: Site, scale: Scale | None) -> tuple[PreparedCase, ...]:
+def cases_on_scale(
+    site: Site, scale: Scale | None, *, private: bool = False
+) -> tuple[PreparedCase, ...]:
     """Return the site's cases on the consortium's scale, or as they are where there is none.
+
+    Parameters
+    ----------
+    private : bool
+        Whether a refusal must give no figure and no sequence, as what the site told of them is noised.
 
     Raises
     ------
@@ -90,7 +97,7 @@ def cases_on_scale(site: Site, scale: Scale | None) -> tuple[PreparedCase, ...]:
         cases = [case.landmarks() for case in site.cases]
         far, modality = distance({m: told.mean for m, told in landmark_sums(cases).items()}, scale)
         if far > MOST_DISTANCE:
-            public = modality in published_sums(cases, site.config.small_cell_limit)
+            public = not private and modality in published_sums(cases, site.config.small_cell_limit)
             raise ScaleError(_too_far(site, far, modality, public=public))
         remember_scale(site.config, scale)
     return on_scale(site.cases, scale, workers=site.config.workers)

@@ -183,12 +183,12 @@ def _trained(
         payload=settings.payload,
         digest="",
         weights={} if settings.secure_statistics else counts.weights,
-        steps=summary.steps if terms is not None else _told_steps(settings, counts),
+        steps=_told_steps(settings, counts),
         loss=None,
         loss_by_task={},
         seconds={phase: round(value, 4) for phase, value in seconds.items()},
     )
-    if terms is None:
+    if terms is None and not settings.secure_statistics:  # which losses are told says which counts are few
         reply = reply.model_copy(update=_losses(summary, ready.labelled, config.small_cell_limit))
     return reply, content
 
@@ -206,7 +206,7 @@ class _Ready:
 def _ready(request: TrainRequest, weights: Packed, site: Site) -> _Ready:
     settings, config = request.settings, site.config
     started = time.perf_counter()
-    cases = cases_on_scale(site, request.scale)
+    cases = cases_on_scale(site, request.scale, private=settings.privacy == "site")
     labelled = [prepared for prepared in cases if has_target(prepared.case, settings.tasks)]
     if not labelled:
         raise DataError("no case with a known label to train on")
@@ -246,7 +246,14 @@ def _class_counts(request: TrainRequest, site: Site) -> dict[Gene, tuple[float, 
 
 
 def _told_steps(settings: RunConfig, counts: SiteCounts) -> int:
-    """Return the steps of as many cases as are published: the true number would give theirs away."""
+    """Return the steps of as many cases as are published: the true number would give theirs away.
+
+    Where the counts are masked it is 0: not told.
+    """
+    if settings.privacy == "site":
+        return settings.steps_per_round
+    if settings.secure_statistics:
+        return 0
     batches = ceil(counts.weights[TRUNK] / settings.batch_size)
     return settings.local_epochs * ceil(batches / settings.accumulate)
 

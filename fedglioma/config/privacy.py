@@ -84,6 +84,8 @@ def _against_central(settings: "RunConfig") -> Iterator[tuple[str, str]]:
 
 
 def _against_site(settings: "RunConfig") -> Iterator[tuple[str, str]]:
+    if settings.model == "swinunetr":
+        yield "model", "swinunetr gives no gradients by patient, as its layers share parameters"
     if settings.preset != "recommended":
         yield "preset", f"{settings.preset} normalises over the batch"
     if settings.weighting == "uncertainty":

@@ -8,6 +8,7 @@ from fedglioma.noise import DELTA
 from fedglioma_server.records import PrivacyRecord, RoundRecord, RunRecord
 from fedglioma_server.spending import spent_by_site
 
+OFF_THE_SCALE = "whether a hospital refuses a round because its images lie off the common scale"
 READ = (
     "the coordinator reads each site's trained weights as they are (on the way to it they are encrypted), "
     "and such weights can reveal something of the patients that they were trained on"
@@ -64,7 +65,7 @@ def privacy_record(record: RunRecord, rounds: Sequence[RoundRecord] = ()) -> Pri
             *_landmarks(record),
             *([TAGS] if settings.find_duplicates else []),
             f"{UPDATES[settings.payload]}, {_noised(settings)}",
-            NO_LOSSES if settings.privacy == "site" else LOSSES,
+            NO_LOSSES if settings.privacy == "site" or settings.secure_statistics else LOSSES,
         ],
         never_leaves_a_site=STAYS,
         secure_aggregation=settings.secure_aggregation,
@@ -136,7 +137,7 @@ def _central(words: dict[str, str]) -> str:
 def _around_site(settings: RunConfig) -> list[str]:
     """Return what the epsilon of noised training does not cover."""
     return [
-        *([BESIDE_LANDMARKS] if settings.common_scale else []),
+        *([BESIDE_LANDMARKS, OFF_THE_SCALE] if settings.common_scale else []),
         *(["tags of patients and images, to whoever has their key"] if settings.find_duplicates else []),
         "that a hospital takes part, and when",
         "how long its rounds take, which follows how many patients were drawn",

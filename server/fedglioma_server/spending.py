@@ -5,6 +5,7 @@ The coordinator's own reckoning, of what it asked for. What a hospital counts is
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from math import ceil, floor, log10
 
 from fedglioma.config.run import RunConfig
 from fedglioma.errors import ConfigError
@@ -53,8 +54,13 @@ def with_noise(settings: RunConfig) -> RunConfig:
     while high - low > FINEST * high:
         middle = (low + high) / 2
         low, high = (low, middle) if middle > FINEST and enough(middle) else (middle, high)
-    noise = float(f"{high * (1 + FINEST):.4g}")
-    return settings.model_copy(update={"noise_multiplier": noise})
+    return settings.model_copy(update={"noise_multiplier": _rounded_up(high)})
+
+
+def _rounded_up(noise: float) -> float:
+    """Return a number with four digits that is not below another."""
+    step = 10.0 ** (floor(log10(noise)) - 3)
+    return round(ceil(noise / step) * step, 12)
 
 
 def mechanisms(settings: RunConfig, rounds: int) -> list[Mechanism]:

@@ -21,6 +21,7 @@ def refused(**given: Any) -> str:
         ({"target_epsilon": 3.0}, "without effect while privacy is none"),
         ({"privacy": "site"}, "give target_epsilon, or noise_multiplier"),
         ({"privacy": "central"}, "give target_epsilon, or noise_multiplier"),
+        ({"privacy": "site", "target_epsilon": 3, "model": "swinunetr"}, "model: swinunetr gives no"),
         ({"privacy": "site", "target_epsilon": 3, "preset": "reference"}, "preset: reference normalises"),
         ({"privacy": "site", "target_epsilon": 3, "weighting": "uncertainty"}, "weighting: learned loss"),
         ({"privacy": "site", "target_epsilon": 3, "counts": "local"}, "counts: a site's exact counts"),
