@@ -56,6 +56,7 @@ def test_no_message_and_no_record_has_a_sites_count(tmp_path):
         assert record.sites[site].cases == 0
     for line in folder.rounds()[1:]:
         assert {tuple(entry.weights.items()) for entry in line.sites.values()} == {(("trunk", 1.0),)}
+        assert {(entry.steps, entry.loss) for entry in line.sites.values()} == {(0, None)}
 
 
 def test_masked_counts_and_masked_updates_go_together(tmp_path):
