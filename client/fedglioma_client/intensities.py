@@ -78,9 +78,7 @@ def _epsilon(site: Site, settings: RunConfig) -> float | None:
     return min((epsilon for epsilon in asked if epsilon is not None), default=None)
 
 
-def cases_on_scale(
-    site: Site, scale: Scale | None, *, private: bool = False
-) -> tuple[PreparedCase, ...]:
+def cases_on_scale(site: Site, scale: Scale | None, *, private: bool = False) -> tuple[PreparedCase, ...]:
     """Return the site's cases on the consortium's scale, or as they are where there is none.
 
     Parameters
