@@ -215,7 +215,7 @@ class RunConfig(Frozen):
     )
     clip_norm: float = Field(
         default=1.0,
-        gt=0,
+        ge=1e-6,
         le=1000,
         description="length that a patient's gradient (privacy site) or a site's step (central) is cut to",
     )

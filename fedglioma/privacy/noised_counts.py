@@ -22,7 +22,7 @@ import hmac
 import json
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
-from itertools import chain, combinations
+from itertools import chain
 from math import sqrt
 from typing import Final
 
@@ -30,14 +30,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, JsonValue
 
-from fedglioma.case import CHANNELS, GENES, TASKS, UNKNOWN, Case, Frozen, Gene, Task, subset_name
+from fedglioma.case import GENES, SUBSETS, TASKS, UNKNOWN, Case, Frozen, Gene, Task, subset_name
 from fedglioma.counts import Cells, SiteCounts, has_target, round_up, suppress, task_weights
 from fedglioma.errors import PrivacyError
 from fedglioma.noise import sigma_for, steady_normals
 
-SUBSETS: Final = tuple(
-    subset_name(present) for size in range(len(CHANNELS) + 1) for present in combinations(CHANNELS, size)
-)
 LABELS: Final = (0, 1, UNKNOWN)
 CELLS: Final = 2 + len(GENES) * len(LABELS) + len(SUBSETS) + 1
 TOUCHED: Final = 2 + len(GENES) + 1 + 1

@@ -21,7 +21,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
-from math import isfinite, sqrt
+from math import isfinite
 from typing import Final
 
 import numpy as np
@@ -31,10 +31,8 @@ from flwr.supercore.differential_privacy import compute_stdv
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from fedglioma.config.privacy import PrivacyTerms
 from fedglioma.config.run import RunConfig
-from fedglioma.errors import AggregationError, ConfigError
-from fedglioma.noise import delta_of
+from fedglioma.errors import AggregationError
 from fedglioma.weights import GROUPS, FlatArrays, to_record
 from fedglioma.wire import TRAIN
 from fedglioma_server.aggregation import Update, parts, update_norm
@@ -46,81 +44,11 @@ FEWEST_SITES: Final = 3
 """Of two hospitals' mean each could take its own part off, and the noise is far above the signal anyway."""
 SHORTEST: Final = 1e-12
 """Flower divides by a step's length in float32, which is zero for much shorter ones."""
-LEAST_CLIP: Final = 1e-6
 _GRID: Final = 2.0**-20
 """Of the noise's standard deviation, what the noisy mean is rounded to: its last digits tell nothing."""
 _ARRAYS, _METRICS, _WEIGHT = "arrays", "metrics", "weight"
 
 Floats = NDArray[np.float64]
-
-
-def require_central(settings: RunConfig) -> None:
-    """Raise ``ConfigError`` where the terms of a run with central privacy do not hold together.
-
-    What would let one hospital's data decide how others' are used is refused, as its reach is then not
-    ``clip_norm``: another strategy, and leaving out sites by the length of their steps.
-    """
-    if settings.strategy != "fedavg":
-        raise ConfigError(
-            f"strategy: {settings.strategy}: the noise of privacy central is that of a plain mean; "
-            "choose strategy fedavg"
-        )
-    if settings.norm_limit:
-        raise ConfigError(
-            f"norm_limit: {settings.norm_limit:g}: with privacy central one hospital's step must not decide "
-            "whether another's counts; set it to 0, clip_norm cuts long steps"
-        )
-    if settings.keep_updates:
-        raise ConfigError(
-            "keep_updates: with privacy central the steps as they came would stay on disk, and the noise "
-            "that would make the weights again is not kept; switch it off"
-        )
-    if not (isfinite(settings.noise_multiplier) and settings.noise_multiplier > 0):
-        raise ConfigError(
-            f"noise_multiplier: {settings.noise_multiplier:g}: privacy central needs a number above 0"
-        )
-    if not (isfinite(settings.clip_norm) and settings.clip_norm >= LEAST_CLIP):
-        raise ConfigError(f"clip_norm: {settings.clip_norm:g}: privacy central needs {LEAST_CLIP:g} or more")
-
-
-def central_terms(settings: RunConfig) -> PrivacyTerms:
-    """Return the run's terms for an accountant: one step a round, in which everybody takes part."""
-    return PrivacyTerms(
-        noise_multiplier=settings.noise_multiplier,
-        clip_norm=settings.clip_norm,
-        sampling_rate=1.0,
-        delta=settings.delta,
-        accountant=settings.accountant,
-        steps_per_round=1,
-        rounds=settings.rounds,
-    )
-
-
-def central_epsilon(noise_multiplier: float, rounds: int, delta: float) -> float:
-    """Return epsilon of so many rounds for a hospital whose step is there or zero; infinite above 1e6.
-
-    Exact, not a bound: Gaussian mechanisms compose to one (Dong, Roth and Su 2022, corollary 3.3), whose
-    curve is known (Balle and Wang 2018, theorem 8). Half the noise multiplier gives that of a hospital
-    replaced by any other.
-
-    Raises
-    ------
-    ValueError
-        A number is not above 0, or delta not below 1.
-    """
-    if not (noise_multiplier > 0 and rounds > 0 and 0 < delta < 1):
-        raise ValueError("noise_multiplier, rounds and delta must be above 0, and delta below 1")
-    sigma = noise_multiplier / sqrt(rounds)
-    if delta_of(sigma, 0.0, 1.0) <= delta:
-        return 0.0
-    low, high = 0.0, 1.0
-    while delta_of(sigma, high, 1.0) > delta:
-        low, high = high, 2 * high
-        if high > 1e6:
-            return float("inf")
-    while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if delta_of(sigma, middle, 1.0) > delta else (low, middle)
-    return high
 
 
 class CentralPrivacy(Combiner):
@@ -134,7 +62,6 @@ class CentralPrivacy(Combiner):
     """
 
     def __init__(self, settings: RunConfig) -> None:
-        require_central(settings)
         super().__init__(settings)
 
     def least(self) -> int:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fedglioma.config.run import RunConfig
-from fedglioma.errors import AggregationError, ConfigError
+from fedglioma.errors import AggregationError
 from fedglioma.payload import update as packed
 from fedglioma.weights import GROUPS
 from fedglioma_server.aggregation import Update
@@ -26,14 +26,12 @@ from fedglioma_server.central import (
     SHORTEST,
     CentralPrivacy,
     OwnNoise,
-    central_epsilon,
-    central_terms,
     clipped_step,
     fresh_normals,
     noisy,
-    require_central,
 )
 from fedglioma_server.inline import InlineGrid
+from fedglioma_server.spending import epsilon_after
 
 CENTRAL = "server/fedglioma_server/central.py"
 SIZES = dict(zip(GROUPS, (7, 3, 0, 2, 4), strict=True))
@@ -287,41 +285,10 @@ def test_an_update_that_is_not_finite_is_refused() -> None:
 # Terms
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"strategy": "median"}, "strategy: median: .*choose strategy fedavg"),
-        ({"strategy": "fedprox"}, "strategy: fedprox"),
-        ({"norm_limit": 10.0}, "norm_limit: 10: .*set it to 0"),
-        ({"keep_updates": True}, "keep_updates: .*switch it off"),
-        ({"noise_multiplier": 0.0}, "noise_multiplier: 0: .*above 0"),
-        ({"noise_multiplier": float("nan")}, "noise_multiplier: nan"),
-        ({"clip_norm": 0.0}, "clip_norm: 0: .*1e-06 or more"),
-        ({"clip_norm": float("inf")}, "clip_norm: inf"),
-    ],
-)
-def test_terms_that_do_not_hold_are_refused_with_the_remedy(changes, words) -> None:
-    with pytest.raises(ConfigError, match=words):
-        require_central(terms(**changes))
-    with pytest.raises(ConfigError, match=words):
-        CentralPrivacy(terms(**changes))
-
-
-def test_terms_for_the_accountant_are_one_full_step_a_round() -> None:
-    told = central_terms(terms(noise_multiplier=2.0, rounds=7))
-    assert (told.sampling_rate, told.steps, told.noise_multiplier) == (1.0, 7, 2.0)
-
-
 @pytest.mark.parametrize(("noise", "rounds"), [(1.0, 1), (2.0, 10), (8.0, 50), (0.7, 3)])
 def test_epsilon_is_that_of_an_independent_accountant(noise, rounds) -> None:
     one = privacy_loss_distribution.from_gaussian_mechanism(noise, value_discretization_interval=1e-3)
     wanted = one.self_compose(rounds).get_epsilon_for_delta(1e-5)
-    assert central_epsilon(noise, rounds, 1e-5) == pytest.approx(wanted, rel=1e-2)
-    assert central_epsilon(noise, rounds, 1e-5) <= wanted + 1e-9, "the accountant rounds up"
-
-
-def test_epsilon_is_nought_where_noise_hides_everything_and_infinite_where_there_is_next_to_none() -> None:
-    assert central_epsilon(1e7, 1, 1e-5) == 0.0
-    assert central_epsilon(1e-5, 100, 1e-5) == float("inf")
-    with pytest.raises(ValueError, match="above 0"):
-        central_epsilon(0.0, 1, 1e-5)
+    settings = RunConfig(privacy="central", noise_multiplier=noise, rounds=rounds)
+    assert epsilon_after(settings, rounds) == pytest.approx(wanted, rel=1e-2)
+    assert epsilon_after(settings, rounds) <= wanted + 1e-9, "the accountant rounds up"
