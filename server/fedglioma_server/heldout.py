@@ -242,6 +242,9 @@ def describe(line: RoundRecord, rounds: int) -> str:
         f"{name} {site.status}" for name, site in line.sites.items() if site.status not in ("ok", "idle")
     ]
     parts = [f"round {line.round}/{rounds}: held-out loss {loss}", ", ".join(scores)]
+    spent = [site.epsilon for site in line.sites.values() if site.epsilon is not None]
+    if spent:
+        parts.append(f"epsilon {max(spent):.3g}")
     if line.selected:
         parts.append("best so far")
     if left_out:
