@@ -6,6 +6,9 @@ no more than is known, and noise is added that hides as much (``noise.py``). The
 part of what the noise hides; they are rounded like all others.
 """
 
+import hashlib
+import hmac
+import json
 from collections.abc import Mapping, Sequence
 from math import sqrt
 from typing import Final
@@ -93,6 +96,46 @@ def noisy_sums(cases: Cases, limit: int, epsilon: float, secret: bytes) -> dict[
     return found
 
 
+def private_sums(
+    cases: Cases, numbers: Mapping[Modality, float], epsilon: float, secret: bytes
+) -> tuple[dict[Modality, LandmarkSums], str]:
+    """Return noised landmarks that say nothing but themselves of a patient more or less, and their question.
+
+    The sums of clipped landmarks of all four modalities get noise of one deviation, whoever has which: one
+    patient adds to each of three sums of each modality by half a box at most, sqrt(12) halves together. Only
+    then are they divided by numbers of cases, which were noised and paid for before.
+
+    Parameters
+    ----------
+    cases : sequence of mappings
+        One case of each patient.
+    numbers : mapping
+        Noised number of cases with each modality; of fewer than ``FEWEST_CASES`` nothing is told.
+
+    Raises
+    ------
+    IdentityError
+        The secret is shorter than 32 bytes.
+    """
+    deviation = STEPS * sigma_for(epsilon, sqrt(3 * len(CHANNELS)), DELTA)
+    true = {modality: _places(cases, modality) for modality in CHANNELS}
+    about: dict[str, JsonValue] = {
+        "private sums": {modality.value: sums.tolist() for modality, sums in true.items()},
+        "deviation": deviation,
+    }
+    noise = steady_normals(secret, about, 3 * len(CHANNELS)).reshape(-1, 3)
+    found = {}
+    for (modality, sums), drawn in zip(true.items(), noise, strict=True):
+        number = round(numbers.get(modality, 0.0))
+        if number >= FEWEST_CASES:
+            middle, half = _box(modality)
+            means = np.clip((sums + np.rint(deviation * drawn)) / (STEPS * number), -1, 1)
+            a, b, c = (middle + half * means).tolist()
+            found[modality] = _of_mean((a, b, c), number)
+    question = hmac.new(secret, json.dumps(about, sort_keys=True).encode(), hashlib.sha256).hexdigest()
+    return found, question
+
+
 def noise_of_sums(epsilon: float, modalities: int) -> float:
     """Return the standard deviation of the noise on each sum of a site, in halves of the box.
 
@@ -165,7 +208,7 @@ def _counts(cases: Cases, limit: int) -> dict[Modality, int]:
 def _places(cases: Cases, modality: Modality) -> npt.NDArray[np.int64]:
     """Return the sums, shape (3,), of the cases' places in the box, each -``STEPS`` to ``STEPS``."""
     middle, half = _box(modality)
-    found = np.array([case[modality] for case in cases if modality in case])  # (N, 3)
+    found = np.array([case[modality] for case in cases if modality in case]).reshape(-1, 3)
     places = np.clip((found - middle) / half, -1, 1)
     sums: npt.NDArray[np.int64] = np.rint(STEPS * places).astype(np.int64).sum(axis=0)
     return sums

@@ -6,13 +6,13 @@ never longer than the step.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedglioma.errors import ProtocolError
 from fedglioma.pooled import LANDMARKS, LENGTH
 from fedglioma.privacy.fixed_point import Part, Words, decode_parts, encode_parts
 from fedglioma.weights import GROUPS, FlatArrays, Packed
@@ -55,12 +55,6 @@ def subject(purpose: str, run: str, round_number: int) -> str:
     return f"{purpose}:{hashlib.sha256(run.encode()).hexdigest()[:32]}:{round_number}"
 
 
-def about(purpose: str, **agreed: str | int) -> str:
-    """Return what stands for all that the sites of a sum must agree on, so that no sum serves for another."""
-    text = json.dumps([purpose, agreed], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def coded_update(
     local: FlatArrays,
     received: FlatArrays,
@@ -83,7 +77,7 @@ def coded_update(
     Raises
     ------
     ProtocolError
-        A number is outside its range.
+        A number is outside its range, or the totals leave no room for this site's weight.
     Diverged
         A step is not a finite number.
     """
@@ -98,7 +92,9 @@ def coded_update(
 
 
 def _share(weight: float, total: float) -> float:
-    return weight / total if total > 0 else 0.0
+    if weight > 0 and not total > 0:
+        raise ProtocolError("secure sum: the server says that no site weighs anything, and this one does")
+    return weight / total if weight > 0 else 0.0
 
 
 def by_group(vector: Words, parts: tuple[Part, ...]) -> Packed:

@@ -4,7 +4,10 @@ A message is one JSON text of a checked model, beside the weights where there ar
 a field here cannot travel: no path, id, name, date or image has a field.
 """
 
-from typing import Literal, TypeVar
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from pydantic import ConfigDict, Field, NonNegativeFloat, ValidationError
@@ -98,6 +101,10 @@ class StatisticsRequest(Body):
         default=None, description="with it the numbers are answered masked, and nothing of them is readable"
     )
 
+    def agreed(self) -> str:
+        """Return what stands for all that sites must be asked alike, for their masked sum to hide each."""
+        return _digest(self.model_dump(mode="json", exclude={"masking"}))
+
 
 class StatisticsReply(Body):
     """Counts over a site's training cases; None stands for a cell below the site's small-cell limit."""
@@ -134,6 +141,9 @@ class StatisticsReply(Body):
     counts_epsilon: float | None = Field(
         default=None, gt=0, description="of the noise on the counts; None: no noise"
     )
+    ledger_head: str = Field(
+        default="", max_length=64, description="head of the site's privacy ledger, where anything is noised"
+    )
 
 
 class TrainRequest(Body):
@@ -165,6 +175,21 @@ class TrainRequest(Body):
         description="head of the site's privacy ledger as the server last heard it: the site still has it",
     )
     masking: Masking | None = Field(default=None, description="with secure aggregation, else none")
+
+    def agreed(self, weights: str, totals: Mapping[str, float]) -> str:
+        """Return what stands for all that sites must be asked alike, for their masked sum to hide each.
+
+        A server that gave other terms, weights or totals to all sites but one could make their parts nothing.
+
+        Parameters
+        ----------
+        weights : str
+            Digest of the global weights.
+        totals : mapping
+            Of ``Masking``.
+        """
+        own = {"masking", "shared", "audit_head", "ledger_head"}
+        return _digest([self.model_dump(mode="json", exclude=own), weights, dict(totals)])
 
 
 class TrainReply(Body):
@@ -208,6 +233,11 @@ class Refusal(Body):
     error: str
     exit_code: int
     reason: str
+
+
+def _digest(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def request_record(body: Body, arrays: Packed | None = None) -> RecordDict:

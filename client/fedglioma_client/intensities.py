@@ -1,21 +1,24 @@
 """The site's part in the consortium's intensity scale: sums that it sends, and its cases laid over it."""
 
+import hashlib
+import hmac
 import json
 import logging
 from collections.abc import Mapping
 
-from fedglioma.case import Modality
+from fedglioma.case import CHANNELS, Modality
 from fedglioma.config.run import RunConfig
+from fedglioma.counts import estimate
 from fedglioma.data.prepared import PreparedCase
 from fedglioma.data.standardize import on_scale
 from fedglioma.errors import ScaleError
-from fedglioma.landmarks import noisy_sums, published_sums
+from fedglioma.landmarks import noisy_sums, private_sums, published_sums
 from fedglioma.noise import DELTA
 from fedglioma.privacy.noised_counts import one_scan_each
-from fedglioma.scale import FEWEST_CASES, MOST_DISTANCE, LandmarkSums, Scale, distance, landmark_sums
+from fedglioma.scale import MOST_DISTANCE, LandmarkSums, Scale, distance, landmark_sums
 from fedglioma_client.intake import secret_of
 from fedglioma_client.known_scale import remember_scale
-from fedglioma_client.published import published_counts
+from fedglioma_client.published import told_counts
 from fedglioma_client.site import Site
 from fedglioma_client.spend import gaussian, spend_once
 
@@ -45,13 +48,15 @@ def landmarks_of(site: Site, settings: RunConfig) -> tuple[dict[Modality, Landma
     # The noise hides one image set: of a patient with several, one is told of.
     chosen = {id(case) for case in one_scan_each(prepared.case for prepared in site.cases)}
     cases = [prepared.landmarks() for prepared in site.cases if id(prepared.case) in chosen]
-    found = noisy_sums(cases, limit, epsilon, secret_of(site.config))
+    secret = secret_of(site.config)
     if settings.privacy == "site":
-        found = _of_as_many(found, published_counts(site, settings).cases)
+        found, question = private_sums(cases, _having(site, settings), epsilon, secret)
+    else:
+        found = noisy_sums(cases, limit, epsilon, secret)
+        question = hmac.new(secret, _told(found), hashlib.sha256).hexdigest()
     if not found:
         return {}, None
-    told = {modality.value: sums.model_dump() for modality, sums in sorted(found.items())}
-    spend_once(site, "landmarks", json.dumps(told).encode(), gaussian(epsilon, DELTA))
+    spend_once(site, "landmarks", question, gaussian(epsilon, DELTA), _told(found))
     logger.info(
         "intensity landmarks of %d sequences are told with noise: epsilon %g, delta %g a patient",
         len(found),
@@ -61,15 +66,20 @@ def landmarks_of(site: Site, settings: RunConfig) -> tuple[dict[Modality, Landma
     return found, epsilon
 
 
-def _of_as_many(found: Mapping[Modality, LandmarkSums], cases: int) -> dict[Modality, LandmarkSums]:
-    """Return the same means as those of another number of cases: the noised one, which tells nothing more."""
-    if cases < FEWEST_CASES:
-        return {}
-    told = {}
-    for modality, sums in found.items():
-        a, b, c = (cases * value for value in sums.mean)
-        told[modality] = LandmarkSums(cases=cases, sums=(a, b, c))
-    return told
+def _told(found: Mapping[Modality, LandmarkSums]) -> bytes:
+    return json.dumps({m.value: sums.model_dump() for m, sums in sorted(found.items())}).encode()
+
+
+def _having(site: Site, settings: RunConfig) -> dict[Modality, float]:
+    """Return how many cases have each modality, of the noised counts; no more than all of them."""
+    counts = told_counts(site, settings)
+
+    def having(modality: Modality) -> float:
+        subsets = counts.modalities.items()
+        cells = [cell for subset, cell in subsets if modality.value in subset.split("+")]
+        return sum(estimate(cell, counts.limit) for cell in cells)
+
+    return {modality: min(having(modality), counts.cases) for modality in CHANNELS}
 
 
 def _epsilon(site: Site, settings: RunConfig) -> float | None:
@@ -78,13 +88,18 @@ def _epsilon(site: Site, settings: RunConfig) -> float | None:
     return min((epsilon for epsilon in asked if epsilon is not None), default=None)
 
 
-def cases_on_scale(site: Site, scale: Scale | None, *, private: bool = False) -> tuple[PreparedCase, ...]:
+def cases_on_scale(
+    site: Site, scale: Scale | None, *, private: bool = False, quiet: bool = False
+) -> tuple[PreparedCase, ...]:
     """Return the site's cases on the consortium's scale, or as they are where there is none.
 
     Parameters
     ----------
     private : bool
-        Whether a refusal must give no figure and no sequence, as what the site told of them is noised.
+        Whether nobody else may learn how far off the site is, nor that it is: it then says so in its own log,
+        and its cases are laid on the scale all the same.
+    quiet : bool
+        Whether a refusal must give no figure and no sequence.
 
     Raises
     ------
@@ -94,8 +109,10 @@ def cases_on_scale(site: Site, scale: Scale | None, *, private: bool = False) ->
     if scale is not None:
         cases = [case.landmarks() for case in site.cases]
         far, modality = distance({m: told.mean for m, told in landmark_sums(cases).items()}, scale)
-        if far > MOST_DISTANCE:
-            public = not private and modality in published_sums(cases, site.config.small_cell_limit)
+        if far > MOST_DISTANCE and private:
+            logger.warning("intensities: the mean landmarks of %s lie %.0f points off", modality, far)
+        elif far > MOST_DISTANCE:
+            public = not quiet and modality in published_sums(cases, site.config.small_cell_limit)
             raise ScaleError(_too_far(site, far, modality, public=public))
         remember_scale(site.config, scale)
     return on_scale(site.cases, scale, workers=site.config.workers)

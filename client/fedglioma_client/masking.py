@@ -16,7 +16,6 @@ from fedglioma.config.run import RunConfig
 from fedglioma.config.site import SiteConfig
 from fedglioma.errors import ConfigError, PrivacyError, ProtocolError
 from fedglioma.masked_update import (
-    about,
     by_group,
     coded_statistics,
     coded_update,
@@ -31,8 +30,8 @@ from fedglioma.privacy import masked_site
 from fedglioma.privacy.masked_state import SiteState, forget, keep, kept
 from fedglioma.privacy.masked_wire import KeyOffer
 from fedglioma.training.learner import layout_of
-from fedglioma.weights import FlatArrays, Packed
-from fedglioma.wire import Masking, SecureReply, SecureRequest, TrainRequest
+from fedglioma.weights import FlatArrays, Packed, digest_of
+from fedglioma.wire import Masking, SecureReply, SecureRequest, StatisticsRequest, TrainRequest
 
 FOLDER = "secure"
 DONE = ".done"
@@ -105,15 +104,16 @@ def mask_update(
     """
     if masking.subject != subject("train", asked.run, asked.round):
         raise PrivacyError("secure sum: the server would add this round's update up as another round's")
-    expected = about("train", run=asked.run, round=asked.round, layout=asked.layout)
-    path, state = _for(config, masking, expected)
+    path, state = _for(config, masking, asked.agreed(digest_of(received), masking.totals))
     parts = update_parts(layout_of(settings).sizes, settings.secure_range)
     vector = coded_update(local, received, weights, masking.totals, parts, state.session.sites)
     keep(path, masked_site.mask(state, masking.inbox, vector))
     return by_group(vector, parts)
 
 
-def mask_statistics(config: SiteConfig, masking: Masking, layout: str, numbers: Numbers) -> bytes:
+def mask_statistics(
+    config: SiteConfig, masking: Masking, asked: StatisticsRequest, numbers: Numbers
+) -> bytes:
     """Return the site's counts and landmarks under the masks of a session, as they travel.
 
     Raises
@@ -123,10 +123,23 @@ def mask_statistics(config: SiteConfig, masking: Masking, layout: str, numbers: 
     """
     if not masking.subject.startswith("statistics:"):
         raise PrivacyError("secure sum: the server would add counts up as something else")
-    path, state = _for(config, masking, about("statistics", layout=layout))
+    path, state = _for(config, masking, asked.agreed())
     vector = coded_statistics(numbers, state.session.sites)
     keep(path, masked_site.mask(state, masking.inbox, vector))
     return vector.astype("<u4").tobytes()
+
+
+def require_unmasked_before(config: SiteConfig, asked: TrainRequest) -> None:
+    """Refuse to send a round as it is that was begun under masks: its sum would then hide nothing.
+
+    Raises
+    ------
+    PrivacyError
+        It was.
+    """
+    path = _path(config, subject("train", asked.run, asked.round))
+    if path.exists() or path.with_suffix(DONE).exists():
+        raise PrivacyError("secure sum: this round was begun under masks and does not leave without them")
 
 
 def _begin(request: SecureRequest, config: SiteConfig) -> KeyOffer:
@@ -196,7 +209,7 @@ def _for(config: SiteConfig, masking: Masking, expected: str) -> tuple[Path, Sit
     if state.session.digest != masking.inbox.session or state.session.subject != masking.subject:
         raise PrivacyError("secure sum: the server goes on with another sum than it began here")
     if state.session.about != expected:
-        raise PrivacyError("secure sum: the sum was begun for another round or other settings")
+        raise PrivacyError("secure sum: the sum was begun for another round, other terms or other weights")
     return path, state
 
 

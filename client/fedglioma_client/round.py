@@ -24,12 +24,13 @@ from fedglioma.training.parallel import useful_processes
 from fedglioma.training.private import train_privately
 from fedglioma.weights import TRUNK, Forms, Packed, digest_of, pack, unpack
 from fedglioma.wire import StatisticsReply, StatisticsRequest, TrainReply, TrainRequest
+from fedglioma_client.budget import ledger_of
 from fedglioma_client.intensities import cases_on_scale, landmarks_of
 from fedglioma_client.linkage import name_shared, tags_of
-from fedglioma_client.masking import mask_statistics, mask_update
+from fedglioma_client.masking import mask_statistics, mask_update, require_unmasked_before
 from fedglioma_client.norms import OwnNorms
 from fedglioma_client.processes import train_in_processes
-from fedglioma_client.published import published_counts, told_counts
+from fedglioma_client.published import told_counts
 from fedglioma_client.site import Site, agree
 from fedglioma_client.spend import PrivateRound
 
@@ -50,6 +51,7 @@ def statistics_round(request: StatisticsRequest, site: Site) -> StatisticsReply:
     """
     settings, config = request.settings, site.config
     agree(config, settings)
+    counts = told_counts(site, settings)
     landmarks, landmark_epsilon = landmarks_of(site, settings) if request.landmarks else ({}, None)
     layout = layout_of(settings).digest
     common = StatisticsReply(
@@ -65,13 +67,12 @@ def statistics_round(request: StatisticsRequest, site: Site) -> StatisticsReply:
         synthetic=site.synthetic,
     )
     if settings.secure_statistics:
-        counts = published_counts(site, settings)
         masked = None
         if request.masking is not None:
-            masked = mask_statistics(config, request.masking, layout, numbers_of(counts, landmarks))
+            masked = mask_statistics(config, request.masking, request, numbers_of(counts, landmarks))
         trains = {TRUNK: float(counts.weights[TRUNK] > 0)}
         return common.model_copy(update={"weights": trains, "masked": masked})
-    counts = told_counts(site, settings)
+    noised = settings.privacy == "site" or landmark_epsilon is not None
     told = {
         "cases": counts.cases,
         "labels": counts.labels,
@@ -82,6 +83,7 @@ def statistics_round(request: StatisticsRequest, site: Site) -> StatisticsReply:
         "landmark_epsilon": landmark_epsilon,
         "counts_epsilon": settings.counts_epsilon if settings.privacy == "site" else None,
         "linkage": tags_of(site, settings, counts.cases),
+        "ledger_head": ledger_of(config).head().digest if noised else "",
     }
     return common.model_copy(update=told)
 
@@ -121,20 +123,16 @@ def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[Tra
     settings, config = request.settings, site.config
     agree(config, settings)
     terms = settings.privacy_terms
+    if request.masking is None:
+        require_unmasked_before(config, request)
     name_shared(site, settings, request.shared)
-    counts = published_counts(site, settings)
-    if terms is None:
-        reply, content = _trained(request, weights, site, counts)
-        ledger_head = ""
-    else:
+    counts = told_counts(site, settings)
+    book, kept, ledger_head = None, None, ""
+    if terms is not None:
         book = PrivateRound.of(request, weights, site, terms)
         kept = book.kept()
-        if kept is None:
-            book.reserve()
-            reply, content = _trained(request, weights, site, counts, terms=terms)
-            book.commit(reply, content)
-        else:
-            reply, content = kept
+    reply, content = kept or _trained(request, weights, site, counts, book)
+    if book is not None:
         ledger_head = book.head()
     if request.masking is not None:
         content = mask_update(
@@ -152,16 +150,35 @@ def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[Tra
 
 
 def _trained(
+    request: TrainRequest, weights: Packed, site: Site, counts: SiteCounts, book: PrivateRound | None
+) -> tuple[TrainReply, Packed]:
+    """Return a round's report, without digest, and what leaves: before masks, where there are any."""
+    ready = _ready(request, weights, site)
+    if book is None:
+        done = _fitted(ready, request, weights, site, counts, None)
+    else:
+        book.reserve()
+        try:
+            done = _fitted(ready, request, weights, site, counts, book.terms)
+        except Exception:
+            # That a round failed is told, and follows from what the steps drew: it is paid for.
+            book.lose()
+            raise
+        book.commit(*done)
+    if ready.norms is not None:
+        ready.norms.save(ready.learner.model, request.round)
+    return done
+
+
+def _fitted(
+    ready: "_Ready",
     request: TrainRequest,
     weights: Packed,
     site: Site,
     counts: SiteCounts,
-    *,
-    terms: PrivacyTerms | None = None,
+    terms: PrivacyTerms | None,
 ) -> tuple[TrainReply, Packed]:
-    """Return a round's report, without digest, and what leaves: before masks, where there are any."""
     settings, config = request.settings, site.config
-    ready = _ready(request, weights, site)
     started = time.perf_counter()
     summary = _fit(ready, request, site, counts, terms)
     packing = time.perf_counter()
@@ -170,8 +187,6 @@ def _trained(
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise Diverged("training diverged: the weights are no longer finite numbers")
     content = arrays if settings.payload == "masked" else update(settings.payload, arrays, weights)
-    if ready.norms is not None:
-        ready.norms.save(learner.model, request.round)
     done = {"load": summary.load_s, "train": summary.train_s}
     if terms is not None:  # how they divide follows how many patients each step drew
         done = {"train": packing - started}
@@ -182,7 +197,7 @@ def _trained(
         layout=request.layout,
         payload=settings.payload,
         digest="",
-        weights={} if settings.secure_statistics else counts.weights,
+        weights={} if settings.secure_statistics or terms is not None else counts.weights,
         steps=_told_steps(settings, counts),
         loss=None,
         loss_by_task={},
@@ -206,7 +221,8 @@ class _Ready:
 def _ready(request: TrainRequest, weights: Packed, site: Site) -> _Ready:
     settings, config = request.settings, site.config
     started = time.perf_counter()
-    cases = cases_on_scale(site, request.scale, private=settings.privacy == "site")
+    private, quiet = settings.privacy == "site", settings.secure_statistics
+    cases = cases_on_scale(site, request.scale, private=private, quiet=quiet)
     labelled = [prepared for prepared in cases if has_target(prepared.case, settings.tasks)]
     if not labelled:
         raise DataError("no case with a known label to train on")

@@ -5,6 +5,7 @@ gets the same update and nothing is spent twice.
 """
 
 import hashlib
+import hmac
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from pydantic import ValidationError
 
 from fedglioma.chain import AUDIT_FILE
 from fedglioma.config.privacy import PrivacyTerms
+from fedglioma.config.run import Payload
 from fedglioma.counts import has_target
 from fedglioma.data.prepared import PreparedCase
+from fedglioma.errors import PrivacyError
 from fedglioma.privacy.accounting import Mechanism, gaussian_equivalent
 from fedglioma.privacy.ledger import Ledger
 from fedglioma.privacy.ledger_entries import ReleaseKey, Reservation, member_tags
@@ -32,33 +35,63 @@ from fedglioma_client.site import Site
 STATISTICS_RUN = "statistics"
 """What is told before the rounds depends on the patients and the terms alone: told again, it is the same."""
 LONGEST_RUN = 100
+NOTHING = b""
+"""What is kept of a round that failed after its first step."""
+_SECRET = b"FEDGLIOMA LEDGER SECRET 1\n"
 
 Kept = tuple[TrainReply, Packed]
 
 
-def spend_once(site: Site, what: str, content: bytes, mechanism: Mechanism) -> None:
+def spend_once(site: Site, what: str, question: str, mechanism: Mechanism, content: bytes) -> None:
     """Record that something noised is told of all the site's patients, unless it was told before.
 
     Parameters
     ----------
     what : str
         ``counts`` or ``landmarks``.
+    question : str
+        A digest of all that decides the answer, noise included; the same question has the same answer.
     content : bytes
-        What is told; the same content is the same release.
+        What is told.
 
     Raises
     ------
     BudgetExhausted
         It would cost a patient more than the site allows: it must not leave.
     PrivacyError
-        The ledger is not as it was written.
+        The ledger is not as it was written, or an older copy was put back.
     """
     ledger = ledger_of(site.config)
-    digest = hashlib.sha256(content).hexdigest()
-    key = ReleaseKey(run=STATISTICS_RUN, round=0, what=f"{what}:{digest[:32]}")
+    _require_heads(ledger, site, "")
+    _require_secret(ledger, site)
+    key = ReleaseKey(run=STATISTICS_RUN, round=0, what=f"{what}:{question[:32]}")
     if ledger.committed(key) is None:
-        reserved = ledger.reserve(key, [mechanism], _tags(site, site.cases), limit_of(site.config))
+        about = _about_secret(site)
+        limit = limit_of(site.config)
+        reserved = ledger.reserve(key, [mechanism], _tags(site, site.cases), limit, about=about)
         ledger.commit(reserved, content)
+
+
+def _require_heads(ledger: Ledger, site: Site, heard: str) -> None:
+    """Refuse a ledger that lacks a head which the server or the site's own audit log has."""
+    for head in (heard, read_audited(site.config.state / AUDIT_FILE).head):
+        if head:
+            ledger.require_head(head)
+
+
+def _require_secret(ledger: Ledger, site: Site) -> None:
+    """Refuse where patients would not be known again: the secret that they are tagged under is another."""
+    own = _about_secret(site)["secret"]
+    if any(entry.reserved.about.get("secret", own) != own for entry in ledger.entries()):
+        raise PrivacyError(
+            f"{site.config.state}: site_secret is not the one under which the ledger knows its patients, so "
+            "that each would seem new; put back the file that belongs to the ledger (docs/privacy-ledger.md)"
+        )
+
+
+def _about_secret(site: Site) -> dict[str, str | int | float | None]:
+    """Return a value by which the site's secret is known again, and which says nothing of it."""
+    return {"secret": hmac.new(secret_of(site.config), _SECRET, hashlib.sha256).hexdigest()[:32]}
 
 
 def gaussian(epsilon: float, delta: float) -> Mechanism:
@@ -92,12 +125,11 @@ class PrivateRound:
             The ledger is not as it was written, or an older copy was put back.
         """
         ledger, digest = ledger_of(site.config), digest_of(received)
-        for head in (request.ledger_head, read_audited(site.config.state / AUDIT_FILE).head):
-            if head:
-                ledger.require_head(head)
+        _require_heads(ledger, site, request.ledger_head)
+        _require_secret(ledger, site)
         key, kept = ReleaseKey(run=_run_name(request.run), round=request.round), None
         while kept is None and ledger.committed(key) is not None:
-            kept = _unpacked(ledger.stored(key), digest)
+            kept = _unpacked(ledger.stored(key), digest, request.settings.payload)
             if kept is None:
                 key = key.model_copy(update={"attempt": key.attempt + 1})
         ledger.settle(keep=key)
@@ -133,6 +165,7 @@ class PrivateRound:
                 "clipping": terms.clipping,
                 "rounds": terms.rounds,
                 "run_delta": terms.delta,
+                **_about_secret(self.site),
             },
         )
 
@@ -146,6 +179,11 @@ class PrivateRound:
         """
         if self._reserved is not None:
             self.ledger.commit(self._reserved, _packed(reply, content, self.received))
+
+    def lose(self) -> None:
+        """Put the spending into the ledger although nothing but a refusal leaves."""
+        if self._reserved is not None:
+            self.ledger.commit(self._reserved, NOTHING)
 
     def head(self) -> str:
         """Return the ledger's head, for the server to keep too."""
@@ -168,8 +206,8 @@ def _packed(reply: TrainReply, content: Packed, received: str) -> bytes:
     return file.getvalue()
 
 
-def _unpacked(stored: bytes | None, received: str) -> Kept | None:
-    """Return report and update; None where they are gone or were made for other weights."""
+def _unpacked(stored: bytes | None, received: str, payload: Payload) -> Kept | None:
+    """Return report and update; None where they are gone, or were made for other weights or to be masked."""
     if stored is None:
         return None
     try:
@@ -178,6 +216,8 @@ def _unpacked(stored: bytes | None, received: str) -> Kept | None:
             if about["received"] != received:
                 return None
             reply = TrainReply.model_validate_json(about["reply"])
+            if reply.payload != payload:
+                return None
             return reply, {group: file[group] for group in GROUPS}
-    except (BadZipFile, OSError, ValueError, KeyError, ValidationError):
+    except (BadZipFile, EOFError, OSError, ValueError, KeyError, ValidationError):
         return None  # of an older version: it cannot be sent again, and the round is paid for anew

@@ -235,8 +235,14 @@ def _spent_by(reply: Message) -> dict[str, float | str]:
         told = body_of(reply.content, StatisticsReply)
     except ProtocolError:  # a refusal
         return {}
+    noted: dict[str, float | str] = {LEDGER: told.ledger_head} if told.ledger_head else {}
     if told.landmark_epsilon is None:
-        return {}
+        return noted
     sums = "".join(told.landmarks[modality].model_dump_json() for modality in sorted(told.landmarks))
     digest = hashlib.sha256(sums.encode()).hexdigest()
-    return {"landmark_epsilon": told.landmark_epsilon, "landmark_delta": DELTA, "landmarks": digest}
+    return {
+        **noted,
+        "landmark_epsilon": told.landmark_epsilon,
+        "landmark_delta": DELTA,
+        "landmarks": digest,
+    }

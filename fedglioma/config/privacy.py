@@ -68,6 +68,11 @@ def _conflicts(settings: "RunConfig") -> Iterator[tuple[str, str]]:
         yield from ((name, f"{why}: not with secure_aggregation") for name, why in _against_masks(settings))
     elif settings.payload == "masked":
         yield "payload", "masked: only with secure_aggregation"
+    if settings.secure_statistics and not settings.secure_aggregation and settings.privacy != "central":
+        yield (
+            "secure_statistics",
+            "only with secure_aggregation: the server would not know how to weigh single updates",
+        )
     if settings.secure_statistics and settings.find_duplicates:
         yield "find_duplicates", "tells the server of single sites' patients: not with secure_statistics"
 

@@ -248,7 +248,7 @@ class RunConfig(Frozen):
     )
     secure_range: float = Field(
         default=4.0,
-        gt=0,
+        ge=0.1,
         le=1e4,
         description="largest change of one weight in a round under secure_aggregation; beyond it a site is "
         "left out",

@@ -80,7 +80,7 @@ class PrivacyLimits(Frozen):
         """
         if self.require_secure_aggregation and not secure_aggregation:
             raise PolicyError(
-                "privacy: this site sends nothing but into secure aggregation, and the run has none"
+                "privacy: this site sends its updates into secure aggregation only, and the run has none"
             )
         if terms is None:
             if self.required:

@@ -49,8 +49,9 @@ def train_privately(
     step without patients is noise alone. The pull of FedProx and the weight decay depend on no data and are
     added after the noise. The learning rate follows the run's schedule: ``local_epochs`` epochs to a round.
 
-    What is secret: who takes part, which scan, the noise. What the run's seed decides, and the server could
-    know: crops, augmentation, dropout; the bound on epsilon does not need them secret.
+    Everything random is secret and of the system: who takes part, which scan, the noise, and crops,
+    augmentation and dropout too. With the run's seed, which the server knows, a patient's place in the list
+    would decide the crops of all behind it, so that one patient moved others' gradients.
 
     Parameters
     ----------
@@ -92,11 +93,14 @@ def train_privately(
             optimizer.attach_step_hook(partial(_pull, trained, anchors, work.proximal_mu))
         with ClippedGradients(learner.model, clip_norm=terms.clip_norm, clipping=terms.clipping) as clipped:
             run = _Round(objective, learner.tasks, clipped, optimizer, device, settings.channels_last)
+            dataset = training_set(work)
+            dataset.seed = secret.branch("crops").below(1 << 62)
+            torch.manual_seed(secret.branch("torch").below(1 << 62))
             parts = list(_parts(work, terms, secret))
             epoch = (work.round - 1) * terms.steps_per_round
             drawn = ((epoch + part.step, part.cases) for part in parts)
             waiting_since = time.perf_counter()
-            for part, batch in zip(parts, drawn_batches(training_set(work), drawn), strict=True):
+            for part, batch in zip(parts, drawn_batches(dataset, drawn), strict=True):
                 started = time.perf_counter()
                 run.summary.load_s += started - waiting_since
                 if batch is not None:

@@ -87,7 +87,7 @@ def run_federation(grid: Grid, coordinator: Coordinator, finished: Finished = la
     if done:
         strategy.restore(checkpoints.load_state(done))
     strategy.audit_head = coordinator.audit_head
-    strategy.ledger_heads = _ledger_heads(rounds)
+    strategy.ledger_heads = _ledger_heads(roll.answers, rounds)
     pooled = folder.read().pooled
     if isinstance(strategy, SecureStrategy) and pooled is not None:
         strategy.totals = pooled.weights
@@ -123,9 +123,9 @@ def run_federation(grid: Grid, coordinator: Coordinator, finished: Finished = la
     roll.dismiss()
 
 
-def _ledger_heads(rounds: list[RoundRecord]) -> dict[str, str]:
+def _ledger_heads(answers: dict[str, StatisticsReply], rounds: list[RoundRecord]) -> dict[str, str]:
     """Return the head of each site's privacy ledger as it was last heard."""
-    return {
+    return {site: reply.ledger_head for site, reply in answers.items() if reply.ledger_head} | {
         site: entry.ledger_head
         for line in rounds
         for site, entry in line.sites.items()

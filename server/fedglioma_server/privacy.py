@@ -8,7 +8,6 @@ from fedglioma.noise import DELTA
 from fedglioma_server.records import PrivacyRecord, RoundRecord, RunRecord
 from fedglioma_server.spending import spent_by_site
 
-OFF_THE_SCALE = "whether a hospital refuses a round because its images lie off the common scale"
 READ = (
     "the coordinator reads each site's trained weights as they are (on the way to it they are encrypted), "
     "and such weights can reveal something of the patients that they were trained on"
@@ -51,7 +50,6 @@ STAYS = [
     "the label of any single case",
     "the optimizer's state",
 ]
-BESIDE_LANDMARKS = "whether five cases or more have a sequence: of others no intensity landmarks are told"
 
 
 def privacy_record(record: RunRecord, rounds: Sequence[RoundRecord] = ()) -> PrivacyRecord:
@@ -126,8 +124,8 @@ def _site(settings: RunConfig, words: dict[str, str]) -> str:
 
 def _central(words: dict[str, str]) -> str:
     return (
-        "Differentially private in the centre: epsilon {epsilon} at delta {delta} for any one hospital, "
-        "added or removed, over {rounds}, against whoever sees the model and its checkpoints. Each "
+        "Differentially private in the centre: epsilon {epsilon} at delta {delta} for any one hospital, its "
+        "steps there or nothing, over {rounds}, against whoever sees the model and its checkpoints. Each "
         "hospital's step was cut to the length {clip} and Gaussian noise of {noise} times that length was "
         "added to the sum ({accountant} accountant, no amplification). The coordinator itself reads every "
         "update as it is, and is not covered."
@@ -137,11 +135,11 @@ def _central(words: dict[str, str]) -> str:
 def _around_site(settings: RunConfig) -> list[str]:
     """Return what the epsilon of noised training does not cover."""
     return [
-        *([BESIDE_LANDMARKS, OFF_THE_SCALE] if settings.common_scale else []),
         *(["tags of patients and images, to whoever has their key"] if settings.find_duplicates else []),
-        "that a hospital takes part, and when",
+        "that a hospital takes part, and when, and that it refuses when its budget is spent",
         "how long its rounds take, which follows how many patients were drawn",
-        "other runs of the same hospital: its ledger adds them up, this epsilon does not",
+        "other runs of the same hospital, and rounds that were asked again with other weights: its ledger "
+        "adds them up, this epsilon does not",
         "the coordinator's own held-out patients, on whom the model was chosen and measured",
     ]
 
@@ -183,7 +181,10 @@ def _landmarks(record: RunRecord) -> list[str]:
     ]
     if not noisy:
         return [f"{LANDMARKS}{masked}; without noise"]
+    noise = f"with Gaussian noise at {', '.join(noisy)}, delta {DELTA:g}"
+    if record.settings.privacy == "site":
+        return [f"{LANDMARKS}{masked}; {noise}, for one patient added or removed"]
     return [
-        f"{LANDMARKS}{masked}; with Gaussian noise at {', '.join(noisy)}, delta {DELTA:g}, for replacing one "
-        "patient's images: that protects these sums alone, not the counts and not the model"
+        f"{LANDMARKS}{masked}; {noise}, for replacing one patient's images: that protects these sums alone, "
+        "not the counts and not the model"
     ]

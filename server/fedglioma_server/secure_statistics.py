@@ -8,10 +8,9 @@ import numpy as np
 from flwr.serverapp import Grid
 
 from fedglioma.errors import AggregationError, ProtocolError, QuorumError
-from fedglioma.masked_update import about, statistics_parts, summed_statistics
+from fedglioma.masked_update import statistics_parts, summed_statistics
 from fedglioma.pooled import Pooled, pooled
 from fedglioma.privacy.masked_wire import FEWEST_SITES
-from fedglioma.training.learner import layout_of
 from fedglioma.wire import Masking, StatisticsReply, StatisticsRequest
 from fedglioma_server.secure import SecureSum
 from fedglioma_server.sitewords import site_words
@@ -78,7 +77,7 @@ def _summed(
         grid,
         settings,
         "statistics",
-        about=about("statistics", layout=layout_of(settings).digest),
+        about=asked.agreed(),
         parts=statistics_parts(),
         sites=sites,
         run=run,

@@ -13,9 +13,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from fedglioma.errors import AggregationError, QuorumError
-from fedglioma.masked_update import about, moved, one_vector, update_parts
+from fedglioma.masked_update import moved, one_vector, update_parts
 from fedglioma.payload import Sliceable
-from fedglioma.weights import GROUPS, TRUNK, Packed
+from fedglioma.weights import GROUPS, TRUNK, Packed, digest_of
 from fedglioma.wire import Masking, StatisticsReply, TrainRequest
 from fedglioma_server.aggregation import Update
 from fedglioma_server.combiner import Combined
@@ -60,11 +60,12 @@ class SecureStrategy(RoundStrategy):
     def _own(self, request: TrainRequest, grid: Grid) -> dict[int, TrainRequest]:
         own = super()._own(request, grid)
         parts = update_parts(self.layout.sizes, self.settings.secure_range)
+        totals = self._totals()
         self._sum = SecureSum(
             grid,
             self.settings,
             "train",
-            about=about("train", run=self.run, round=request.round, layout=self.layout.digest),
+            about=request.agreed(digest_of(self._sent), totals),
             parts=parts,
             sites={node: self.nodes[node].site for node in own},
             run=self.run,
@@ -75,7 +76,6 @@ class SecureStrategy(RoundStrategy):
             site = self.nodes[node].site
             reason = self._sum.left_out.get(site, "it did not take part in the exchange of keys")
             self.ledger.sites[site] = SiteRound(status="no_reply", code="not_masked", reason=reason)
-        totals = self._totals()
         return {
             node: asked.model_copy(
                 update={

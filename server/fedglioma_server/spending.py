@@ -6,6 +6,7 @@ The coordinator's own reckoning, of what it asked for. What a hospital counts is
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from math import ceil, floor, log10
+from typing import Any
 
 from fedglioma.config.run import RunConfig
 from fedglioma.errors import ConfigError
@@ -13,8 +14,6 @@ from fedglioma.noise import DELTA
 from fedglioma.privacy.accounting import Mechanism, epsilon_of, gaussian_equivalent
 from fedglioma_server.records import RoundRecord, SiteRound
 
-HEARD = frozenset({"ok", "error"})
-"""States of a site whose update came, used or not."""
 FINEST = 1e-4
 MOST_NOISE = 1000.0
 
@@ -105,17 +104,32 @@ def _spent(settings: RunConfig, rounds: Sequence[Mapping[str, SiteRound]]) -> di
     heard: dict[str, int] = {}
     for sites in rounds:
         for site, entry in sites.items():
-            heard[site] = heard.get(site, 0) + (entry.status in HEARD)
+            heard[site] = heard.get(site, 0) + _may_have_sent(entry)
     if settings.privacy == "central":
         heard = dict.fromkeys(heard, sum(map(bool, rounds)))
     return {site: epsilon_after(settings, number) for site, number in sorted(heard.items())}
 
 
+def _may_have_sent(entry: SiteRound) -> bool:
+    """Whether a site's update may have left it: used or not, in time or too late."""
+    late = entry.status == "no_reply" and entry.code == "no_reply"
+    return late or entry.status in ("ok", "error") or entry.code in ("refused",)
+
+
 def with_epsilon(
     settings: RunConfig, before: Sequence[RoundRecord], sites: Mapping[str, SiteRound]
 ) -> dict[str, SiteRound]:
-    """Return the sites of the round after ``before`` with what each has spent by now."""
+    """Return the sites of the round after ``before`` with what each has spent by now.
+
+    With central privacy without what would tell of single hospitals' steps.
+    """
     if settings.privacy == "none" or not sites:
         return dict(sites)
     spent = _spent(settings, [*(line.sites for line in before), sites])
-    return {site: entry.model_copy(update={"epsilon": spent[site]}) for site, entry in sites.items()}
+    # What the centre hides of a hospital is not told beside the model either.
+    hidden: dict[str, Any] = {}
+    if settings.privacy == "central":
+        hidden = {"update_norm": None, "loss": None, "loss_by_task": {}}
+    return {
+        site: entry.model_copy(update={"epsilon": spent[site], **hidden}) for site, entry in sites.items()
+    }

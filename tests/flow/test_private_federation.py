@@ -9,11 +9,11 @@ from dp_accounting import GaussianDpEvent
 from dp_accounting.pld import PLDAccountant
 
 from fedglioma.config.site import PrivacyLimits
-from fedglioma.errors import QuorumError
+from fedglioma.errors import Diverged, QuorumError
 from fedglioma.privacy.accounting import Mechanism, epsilon_of, gaussian_equivalent
 from fedglioma.privacy.ledger import Ledger
 from fedglioma.weights import digest_of
-from fedglioma.wire import STATISTICS, TRAIN, StatisticsReply, TrainReply, body_of, weights_of
+from fedglioma.wire import STATISTICS, TRAIN, StatisticsReply, TrainReply, TrainRequest, body_of, weights_of
 from fedglioma_server.records import PrivacyRecord, read_json
 from tests.federation_fixture import SITES, TINY, make_plan, run
 
@@ -90,7 +90,7 @@ def test_no_loss_and_no_true_count_leaves_a_private_site(tmp_path):
         assert counts.counts_epsilon == 1.0
         for reply in told[TRAIN][site]:
             assert (reply.loss, reply.loss_by_task) == (None, {})
-            assert reply.weights == counts.weights
+            assert reply.weights == {}
             assert set(reply.seconds) == {"setup", "train", "pack"}
     # Of three sites with eight patients each, noise of several patients leaves one exact by luck at most.
     assert sum(told[STATISTICS][site][0].weights["trunk"] == 8.0 for site in EIGHT) <= 1
@@ -110,7 +110,7 @@ def test_private_sites_tell_their_landmarks_with_noise_that_the_ledger_has(tmp_p
     assert len(told) == len(EIGHT)
     for body in told:
         assert body.landmark_epsilon == 1.0
-        assert {sums.cases for sums in body.landmarks.values()} <= {body.cases}
+        assert all(sums.cases <= body.cases for sums in body.landmarks.values())
         ledger = Ledger(plan.run_folder / "work" / "sites" / body.site, body.site)
         assert {entry.key.what.partition(":")[0] for entry in ledger.entries()} >= {"counts", "landmarks"}
 
@@ -231,3 +231,55 @@ def test_central_privacy_states_the_epsilon_of_a_hospital(tmp_path):
     assert privacy.epsilon == pytest.approx(accountant.get_epsilon(1e-5), rel=0.01)
     assert privacy.unit == "site"
     assert (folder.path / "model" / "model.safetensors").is_file()
+
+
+def test_training_request_with_other_terms_gets_no_counts_for_nothing(tmp_path):
+    plan = make_plan(tmp_path, private(rounds=1), sites=EIGHT, limit=5)
+    asked = []
+
+    def dearer(message):
+        if message.metadata.message_type == TRAIN and not asked:
+            asked.append(message.metadata.dst_node_id)
+            body = body_of(message.content, TrainRequest)
+            other = body.settings.model_copy(update={"counts_epsilon": 9.9})
+            message.content["fedglioma"]["json"] = body.model_copy(
+                update={"settings": other}
+            ).model_dump_json()
+
+    folder = run(plan, tap=dearer)
+    entries = folder.rounds()[1].sites.values()
+    assert sorted(entry.code or entry.status for entry in entries) == ["budget", "ok", "ok"]
+
+
+def test_round_that_failed_after_its_first_step_is_paid_for(tmp_path, monkeypatch):
+    from fedglioma_client import round as rounds
+
+    plan = make_plan(tmp_path, private(rounds=1), sites=EIGHT, limit=5)
+    train, calls = rounds.train_privately, []
+
+    def diverging(*given, **named):
+        calls.append(1)
+        found = train(*given, **named)
+        if len(calls) == 1:
+            raise Diverged("training diverged")
+        return found
+
+    monkeypatch.setattr(rounds, "train_privately", diverging)
+    folder = run(plan)
+    for site in EIGHT:
+        assert ledger_of(folder, site).epsilon_spent(None, 1e-5, "prv") == pytest.approx(
+            expected_epsilon(1), rel=0.02
+        )
+
+
+def test_ledger_whose_patients_would_not_be_known_again_is_refused(tmp_path):
+    plan = make_plan(tmp_path, private(rounds=2), sites=EIGHT, limit=5)
+
+    def cut(line):
+        if line.round == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, finished=cut)
+    (plan.run_folder / "work" / "sites" / "henan" / "site_secret").unlink()
+    assert set(run(plan).rounds()[2].sites) == {"ningxia", "zhengzhou"}

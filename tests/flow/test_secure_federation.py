@@ -9,7 +9,17 @@ from scipy.stats import chisquare
 
 from fedglioma.errors import ConfigError, QuorumError
 from fedglioma.weights import GROUPS, TRUNK
-from fedglioma.wire import SECURE, TRAIN, Refusal, TrainReply, body_of, reply_to, weights_of
+from fedglioma.wire import (
+    SECURE,
+    TRAIN,
+    Refusal,
+    TrainReply,
+    TrainRequest,
+    body_of,
+    reply_to,
+    request_record,
+    weights_of,
+)
 from fedglioma_server.checkpoint import Checkpoints
 from fedglioma_server.runfolder import RunFolder
 from tests.federation_fixture import TINY, final_weights, make_plan, run
@@ -49,7 +59,7 @@ def asked_for(message):
 
 
 def is_answer(message):
-    return "steps" in json.loads(message.content["fedglioma"]["json"])
+    return "settings" not in json.loads(message.content["fedglioma"]["json"])
 
 
 def failing(site, when, times=1):
@@ -213,3 +223,47 @@ def test_no_site_helps_to_unmask_a_round_over_other_sites_a_second_time(tmp_path
 def test_two_sites_cannot_hide_among_each_other(tmp_path):
     with pytest.raises((QuorumError, ConfigError)):
         run(make_plan(tmp_path, secure(), sites=sites(2)))
+
+
+@pytest.mark.parametrize("cheat", ["totals", "lr", "weights", "class_counts"])
+def test_server_that_asks_one_site_otherwise_gets_no_sum(tmp_path, cheat):
+    """With the others' parts made nothing the sum would be one site's update."""
+    plan = make_plan(tmp_path, secure(), sites=sites(3))
+
+    def cheating(message):
+        if message.metadata.message_type != TRAIN or is_answer(message):
+            return
+        if message.metadata.dst_node_id == 1:
+            return
+        body = body_of(message.content, TrainRequest)
+        if cheat == "totals":
+            others = body.masking.model_copy(update={"totals": dict.fromkeys(body.masking.totals, 1e12)})
+            body = body.model_copy(update={"masking": others})
+        elif cheat == "lr":
+            body = body.model_copy(update={"settings": body.settings.model_copy(update={"lr": 1e-30})})
+        elif cheat == "class_counts":
+            body = body.model_copy(update={"class_counts": dict.fromkeys(body.class_counts, (1.0, 9.0))})
+        else:
+            zeros = {group: array * 0 for group, array in weights_of(message.content).items()}
+            message.content["weights"] = request_record(body, zeros)["weights"]
+        message.content["fedglioma"]["json"] = body.model_dump_json()
+
+    with pytest.raises(QuorumError, match="PrivacyError"):
+        run(plan, tap=cheating)
+
+
+def test_round_that_was_begun_under_masks_does_not_leave_without_them(tmp_path):
+    plan = make_plan(tmp_path, secure(rounds=2), sites=sites(3))
+
+    def bare(message):
+        if message.metadata.message_type == TRAIN and not is_answer(message):
+            body = body_of(message.content, TrainRequest)
+            settings = body.settings.model_copy(
+                update={"secure_aggregation": False, "payload": "float32", "quorum": 1}
+            )
+            message.content["fedglioma"]["json"] = body.model_copy(
+                update={"settings": settings, "masking": None}
+            ).model_dump_json()
+
+    with pytest.raises(QuorumError, match="PrivacyError"):
+        run(plan, tap=bare)

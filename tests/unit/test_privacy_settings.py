@@ -49,7 +49,11 @@ def refused(**given: Any) -> str:
         ({"secure_aggregation": True, "keep_updates": True}, "keep_updates: there are no single updates"),
         ({"secure_aggregation": True, "quorum": 2}, "quorum: a masked sum needs 3 sites"),
         ({"secure_aggregation": True, "privacy": "central", "noise_multiplier": 1}, "central clips single"),
-        ({"secure_statistics": True, "find_duplicates": True}, "find_duplicates: tells the server"),
+        ({"secure_statistics": True}, "secure_statistics: only with secure_aggregation"),
+        (
+            {"secure_statistics": True, "secure_aggregation": True, "find_duplicates": True},
+            "find_duplicates: tells the server",
+        ),
         ({"privacy": "site", "target_epsilon": 3, "delta": 0.5}, "delta"),
         ({"privacy": "site", "target_epsilon": 3, "sampling_rate": 0}, "sampling_rate"),
     ],

@@ -86,6 +86,7 @@ def by_hand(learner: Learner, work: LocalWork, terms: PrivacyTerms, patients: fl
     """Train as the paper's algorithm 1 reads, a patient at a time; return the sizes of the steps."""
     secret, settings = SecretRandom(KEY), work.settings
     dataset, scans = doubled(work), scans_by_patient(work.cases)
+    dataset.seed = secret.branch("crops").below(1 << 62)
     if settings.channels_last:  # noise is drawn in the order of memory
         learner.model.to(memory_format=torch.channels_last_3d)
     chooser, noise = secret.branch("scan"), NoiseSource(secret.branch("noise"))

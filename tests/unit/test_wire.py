@@ -297,7 +297,7 @@ def test_what_a_site_can_say_is_this_and_no_more() -> None:
         *("protocol", "kind", "site", "version", "layout", "cases", "labels", "modalities"),
         "masks",
         *("weights", "small_cell_limit", "landmarks", "landmark_epsilon", "synthetic", "linkage"),
-        *("masked", "counts_epsilon"),
+        *("masked", "counts_epsilon", "ledger_head"),
     }
     assert set(LandmarkSums.model_fields) == {"cases", "sums"}
     assert set(TrainReply.model_fields) == {
