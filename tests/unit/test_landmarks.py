@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chi2
 
 from fedglioma import landmarks
 from fedglioma.case import CHANNELS, Modality
@@ -21,9 +22,10 @@ from fedglioma.landmarks import (
     noise_of_means,
     noise_of_sums,
     noisy_sums,
+    private_sums,
     published_sums,
 )
-from fedglioma.noise import sigma_for
+from fedglioma.noise import DELTA, sigma_for
 from fedglioma.scale import (
     FEWEST_CASES,
     MOST_DISTANCE,
@@ -223,3 +225,42 @@ def test_no_landmark_of_real_gliomas_is_cut_off() -> None:
         assert all(a <= x <= b for a, x, b in zip(low, seen, high, strict=True)), (name, seen)
         found += 1
     assert found >= 12
+
+
+def inner(value: float) -> dict[Modality, Inner]:
+    return {modality: (value, value + 5, value + 9) for modality in CHANNELS}
+
+
+def test_private_noise_has_one_deviation_whoever_has_which_sequence() -> None:
+    """Whatever the numbers of cases, the sums get the noise of the analytic Gaussian mechanism."""
+    deviation = STEPS * sigma_for(8.0, sqrt(12), DELTA)
+    numbers = dict.fromkeys(CHANNELS, 10_000.0)  # so many that nothing is cut to the box
+    for cases in ([inner(60.0)] * 3, [{Modality.T1: (50.0, 60.0, 70.0)}] * 40, []):
+        drawn = []
+        for number in range(40):
+            told, _ = private_sums(cases, numbers, 8.0, bytes([number]) * 32)
+            quiet, _ = private_sums(cases, numbers, 1e5, bytes([number]) * 32)
+            for modality in CHANNELS:
+                low, high = np.array(PRIOR[modality])
+                scale = STEPS * 10_000 / ((high - low) / 2)
+                drawn += list((np.array(told[modality].mean) - np.array(quiet[modality].mean)) * scale)
+        low, high = chi2.ppf([1e-5, 1 - 1e-5], len(drawn)) / len(drawn)
+        assert low < np.mean(np.square(drawn)) / deviation**2 < high
+
+
+def test_private_landmarks_are_told_of_the_noised_number_and_of_nobody_below_five() -> None:
+    numbers = {Modality.T1: 12.4, Modality.T2: 4.2}
+    told, _ = private_sums([inner(60.0)] * 47, numbers, 1.0, b"s" * 32)
+    assert {modality: sums.cases for modality, sums in told.items()} == {Modality.T1: 12}
+
+
+def test_private_question_is_that_of_the_patients_and_the_noise() -> None:
+    numbers = dict.fromkeys(CHANNELS, 20.0)
+    asked = [
+        private_sums([inner(60.0)] * 9, numbers, 1.0, b"s" * 32)[1],
+        private_sums([inner(60.0)] * 8, numbers, 1.0, b"s" * 32)[1],
+        private_sums([inner(60.0)] * 9, numbers, 2.0, b"s" * 32)[1],
+        private_sums([inner(60.0)] * 9, numbers, 1.0, b"t" * 32)[1],
+    ]
+    assert len(set(asked)) == 4
+    assert private_sums([inner(60.0)] * 9, numbers, 1.0, b"s" * 32)[1] == asked[0]
