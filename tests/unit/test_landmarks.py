@@ -228,7 +228,7 @@ def test_no_landmark_of_real_gliomas_is_cut_off() -> None:
 
 
 def inner(value: float) -> dict[Modality, Inner]:
-    return {modality: (value, value + 5, value + 9) for modality in CHANNELS}
+    return dict.fromkeys(CHANNELS, (value, value + 5, value + 9))
 
 
 def test_private_noise_has_one_deviation_whoever_has_which_sequence() -> None:
