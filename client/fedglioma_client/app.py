@@ -28,7 +28,7 @@ from fedglioma.wire import (
     reply_to,
     weights_of,
 )
-from fedglioma_client.masking import exchange
+from fedglioma_client.masking import exchange, forget_sums
 from fedglioma_client.round import expected_weights, statistics_round, train_round
 from fedglioma_client.site import agree, resolve_config, resolve_site, site_of
 
@@ -87,6 +87,7 @@ def finished(message: Message, context: Context) -> Message:
     def answer() -> Answer:
         told = body_of(message.content, RunFinished)
         logger.info("run %s: %s", told.run, told.status)
+        forget_sums(resolve_config(context))
         return Noted(site=site_of(context)), None
 
     return _answered(message, context, answer)

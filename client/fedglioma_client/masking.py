@@ -8,7 +8,6 @@ other sites, as two such sums would differ by a single site's numbers.
 
 import hashlib
 import json
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -35,7 +34,6 @@ from fedglioma.wire import Masking, SecureReply, SecureRequest, StatisticsReques
 
 FOLDER = "secure"
 DONE = ".done"
-KEPT_S = 86_400.0
 
 
 def exchange(request: SecureRequest, config: SiteConfig) -> SecureReply:
@@ -154,7 +152,7 @@ def _begin(request: SecureRequest, config: SiteConfig) -> KeyOffer:
     folder = config.state / FOLDER
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = _path(config, session.subject)
-    _sweep(folder, path)
+    forget_sums(config, but=path)
     before = kept(path)
     if before is not None and before.stage == "revealed":
         before = None  # another sum of the same sites may follow; ``_require_same`` sees to it
@@ -164,10 +162,10 @@ def _begin(request: SecureRequest, config: SiteConfig) -> KeyOffer:
     return offer
 
 
-def _sweep(folder: Path, current: Path) -> None:
-    """Remove what is left of other sums after a day: secrets that nobody will ask for."""
-    for path in folder.glob("*.json"):
-        if path != current and time.time() - path.stat().st_mtime > KEPT_S:
+def forget_sums(config: SiteConfig, *, but: Path | None = None) -> None:
+    """Remove the secrets of sums that are over, or were given up; whose sums were unmasked stays known."""
+    for path in (config.state / FOLDER).glob("*.json"):
+        if path != but:
             forget(path)
 
 

@@ -32,7 +32,7 @@ from fedglioma_client.norms import OwnNorms
 from fedglioma_client.processes import train_in_processes
 from fedglioma_client.published import told_counts
 from fedglioma_client.site import Site, agree
-from fedglioma_client.spend import PrivateRound
+from fedglioma_client.spend import PrivateRound, require_room
 
 
 def statistics_round(request: StatisticsRequest, site: Site) -> StatisticsReply:
@@ -51,6 +51,9 @@ def statistics_round(request: StatisticsRequest, site: Site) -> StatisticsReply:
     """
     settings, config = request.settings, site.config
     agree(config, settings)
+    terms = settings.privacy_terms
+    if terms is not None:
+        require_room(site, terms)
     counts = told_counts(site, settings)
     landmarks, landmark_epsilon = landmarks_of(site, settings) if request.landmarks else ({}, None)
     layout = layout_of(settings).digest

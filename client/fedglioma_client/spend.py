@@ -21,7 +21,7 @@ from fedglioma.config.privacy import PrivacyTerms
 from fedglioma.config.run import Payload
 from fedglioma.counts import has_target
 from fedglioma.data.prepared import PreparedCase
-from fedglioma.errors import PrivacyError
+from fedglioma.errors import BudgetExhausted, PrivacyError
 from fedglioma.privacy.accounting import Mechanism, gaussian_equivalent
 from fedglioma.privacy.ledger import Ledger
 from fedglioma.privacy.ledger_entries import ReleaseKey, Reservation, member_tags
@@ -94,6 +94,33 @@ def _about_secret(site: Site) -> dict[str, str | int | float | None]:
     return {"secret": hmac.new(secret_of(site.config), _SECRET, hashlib.sha256).hexdigest()[:32]}
 
 
+def require_room(site: Site, terms: PrivacyTerms) -> None:
+    """Refuse to join a run of which not one round fits what is left: the others would train in vain.
+
+    Raises
+    ------
+    BudgetExhausted
+        None fits.
+    PrivacyError
+        The ledger is not as it was written.
+    """
+    limit = limit_of(site.config)
+    if not ledger_of(site.config).allows([_step(terms)], _tags(site, site.cases), limit):
+        raise BudgetExhausted(
+            f"the run's terms: not one round of noise multiplier {terms.noise_multiplier:g} fits what is left "
+            f"of epsilon {limit.epsilon:g}"
+        )
+
+
+def _step(terms: PrivacyTerms) -> Mechanism:
+    """Return what a round of training does to a patient's privacy."""
+    return Mechanism(
+        noise_multiplier=terms.noise_multiplier,
+        sampling_rate=terms.sampling_rate,
+        steps=terms.steps_per_round,
+    )
+
+
 def gaussian(epsilon: float, delta: float) -> Mechanism:
     """Return noise that is just (epsilon, delta) private as the ledger counts it."""
     return Mechanism(noise_multiplier=gaussian_equivalent(epsilon, delta), sampling_rate=1.0, steps=1)
@@ -148,15 +175,10 @@ class PrivateRound:
             They would cost a patient more than the site allows.
         """
         terms = self.terms
-        mechanism = Mechanism(
-            noise_multiplier=terms.noise_multiplier,
-            sampling_rate=terms.sampling_rate,
-            steps=terms.steps_per_round,
-        )
         trained = [item for item in self.site.cases if has_target(item.case, self.request.settings.tasks)]
         self._reserved = self.ledger.reserve(
             self.key,
-            [mechanism],
+            [_step(terms)],
             _tags(self.site, trained),
             limit_of(self.site.config),
             about={

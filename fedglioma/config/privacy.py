@@ -48,10 +48,10 @@ class PrivacyTerms(Frozen):
 
 def require_whole(settings: "RunConfig") -> None:
     """Raise ``ValueError`` for the first setting that does not go with the run's privacy, and say why."""
-    if settings.privacy == "none" and (settings.noise_multiplier or settings.target_epsilon):
+    given = [name for name in ("noise_multiplier", "target_epsilon") if getattr(settings, name)]
+    if settings.privacy == "none" and given:
         raise ValueError(
-            "noise_multiplier and target_epsilon: without effect while privacy is none; set privacy to site "
-            "or central"
+            f"{' and '.join(given)}: without effect while privacy is none; set privacy to site or central"
         )
     if settings.privacy != "none" and not (settings.noise_multiplier or settings.target_epsilon):
         raise ValueError(f"privacy: {settings.privacy}: give target_epsilon, or noise_multiplier itself")

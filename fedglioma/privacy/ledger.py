@@ -136,6 +136,11 @@ class Ledger:
         found = self._histories(self._book().standing(), members)
         return spending.rounds_left(found, mechanisms, limit)
 
+    def allows(self, mechanisms: Sequence[Mechanism], members: Collection[str], limit: Budget) -> bool:
+        """Whether the limit allows one more release of these mechanisms."""
+        found = self._histories(self._book().standing(), members)
+        return spending.worst(found, mechanisms, limit) <= limit.epsilon
+
     def reserve(
         self,
         key: ReleaseKey,

@@ -43,7 +43,11 @@ LOSSES = (
     "per round: mean training loss in total and per gene to four digits, where at least the small-cell limit "
     "of cases stands behind it; number of steps, seconds by phase"
 )
-NO_LOSSES = "per round: number of steps and seconds by phase; no training loss"
+PRIVATE_ROUND = (
+    "per round: the agreed number of steps, seconds by phase, and the head of the hospital's privacy ledger, "
+    "which says that it has lines and nothing of what is in them; no training loss"
+)
+MASKED_ROUND = "per round: seconds by phase; no number of steps and no training loss"
 STAYS = [
     "images, masks and everything in a file's header",
     "patient ids, file names and paths, dates, ages, sex, follow-up",
@@ -63,7 +67,7 @@ def privacy_record(record: RunRecord, rounds: Sequence[RoundRecord] = ()) -> Pri
             *_landmarks(record),
             *([TAGS] if settings.find_duplicates else []),
             f"{UPDATES[settings.payload]}, {_noised(settings)}",
-            NO_LOSSES if settings.privacy == "site" or settings.secure_statistics else LOSSES,
+            _per_round(settings),
         ],
         never_leaves_a_site=STAYS,
         secure_aggregation=settings.secure_aggregation,
@@ -156,6 +160,12 @@ def _noised(settings: RunConfig) -> str:
     if settings.privacy == "site":
         return "trained with noise"
     return "not noised" if settings.payload == "masked" else "neither noised nor masked"
+
+
+def _per_round(settings: RunConfig) -> str:
+    if settings.privacy == "site":
+        return PRIVATE_ROUND
+    return MASKED_ROUND if settings.secure_statistics else LOSSES
 
 
 def _counts(settings: RunConfig) -> str:

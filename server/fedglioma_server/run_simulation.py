@@ -185,6 +185,13 @@ def gather_for(request: Request, folder: RunFolder, settings: RunConfig) -> Gath
 
 
 def _simulation(request: Request, folder: RunFolder, gathering: Gathering) -> simulate.Simulation:
+    settings, sites = request.settings(), len(gathering.hospitals)
+    hiding = settings.secure_aggregation or settings.privacy == "central"
+    if hiding and sites < settings.quorum:
+        raise ConfigError(
+            f"quorum: {settings.quorum} sites are needed to hide among each other, and there are {sites}; "
+            "add hospitals, or leave secure_aggregation or privacy central out"
+        )
     cache = request.cache or folder.path.parent / "cache"
     return simulate.Simulation(
         settings=request.settings(),

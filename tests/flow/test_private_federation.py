@@ -15,6 +15,8 @@ from fedglioma.privacy.ledger import Ledger
 from fedglioma.weights import digest_of
 from fedglioma.wire import STATISTICS, TRAIN, StatisticsReply, TrainReply, TrainRequest, body_of, weights_of
 from fedglioma_server.records import PrivacyRecord, read_json
+from fedglioma_server.runfolder import RunFolder
+from fedglioma_server.simulate import plan_file
 from tests.federation_fixture import SITES, TINY, make_plan, run
 
 NOISE = 2.0
@@ -45,9 +47,6 @@ def expected_epsilon(rounds, *, steps=2, delta=1e-5):
 
 def with_limits(plan, **limits):
     """Write the plan anew with limits of the sites' own."""
-    from fedglioma_server.runfolder import RunFolder
-    from fedglioma_server.simulate import plan_file
-
     sites = tuple(
         site.model_copy(
             update={"settings": site.settings.model_copy(update={"privacy": PrivacyLimits(**limits)})}
@@ -283,3 +282,23 @@ def test_ledger_whose_patients_would_not_be_known_again_is_refused(tmp_path):
         run(plan, finished=cut)
     (plan.run_folder / "work" / "sites" / "henan" / "site_secret").unlink()
     assert set(run(plan).rounds()[2].sites) == {"ningxia", "zhengzhou"}
+
+
+def test_hospital_with_no_room_for_a_round_does_not_join_and_the_others_pay_nothing_with_it(tmp_path):
+    plan = make_plan(tmp_path, private(rounds=2, quorum=3), sites=EIGHT, limit=5)
+    sites = tuple(
+        site.model_copy(
+            update={"settings": site.settings.model_copy(update={"privacy": PrivacyLimits(max_epsilon=1.2)})}
+        )
+        if site.settings.site == "henan"
+        else site
+        for site in plan.sites
+    )
+    plan_file(RunFolder(plan.run_folder)).write_text(
+        plan.model_copy(update={"sites": sites}).model_dump_json()
+    )
+    with pytest.raises(QuorumError, match="2 of 3 sites joined"):
+        run(plan)
+    for site in ("ningxia", "zhengzhou"):
+        ledger = Ledger(plan.run_folder / "work" / "sites" / site, site)
+        assert {entry.key.what.partition(":")[0] for entry in ledger.entries()} == {"counts"}

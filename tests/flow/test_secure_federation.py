@@ -130,6 +130,17 @@ def test_curious_server_finds_no_update_in_anything_that_it_sees(tmp_path):
     assert not list((folder.work).glob("updates/*"))
 
 
+def test_secrets_of_a_sum_that_was_given_up_go_with_the_next(tmp_path):
+    plan = make_plan(tmp_path, secure(rounds=2), sites=sites(4))
+    run(plan, meddle=failing("henan", "roster"))
+    for site in sites(4):
+        kept = [
+            json.loads(path.read_text())
+            for path in (plan.run_folder / "work" / "sites" / site).glob("secure/*.json")
+        ]
+        assert [state["secrets"] for state in kept] == [None]
+
+
 @pytest.mark.parametrize(
     ("number", "when", "dropped"),
     [
