@@ -107,8 +107,8 @@ def require_room(site: Site, terms: PrivacyTerms) -> None:
     limit = limit_of(site.config)
     if not ledger_of(site.config).allows([_step(terms)], _tags(site, site.cases), limit):
         raise BudgetExhausted(
-            f"the run's terms: not one round of noise multiplier {terms.noise_multiplier:g} fits what is left "
-            f"of epsilon {limit.epsilon:g}"
+            f"the run's terms: not one round of noise multiplier {terms.noise_multiplier:g} fits what is "
+            f"left of epsilon {limit.epsilon:g}"
         )
 
 
