@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedglioma.case import Finding
-from fedglioma.config.site import SiteConfig
+from fedglioma.config.site import PrivacyLimits, SiteConfig
 from fedglioma.errors import ConfigError, DataError
 from fedglioma_server.gather import (
     Gathering,
@@ -71,6 +71,7 @@ def test_hospitals_without_a_file_get_the_settings_of_the_run(cohort: Path) -> N
             workers=3,
             threads=2,
             small_cell_limit=7,
+            privacy=PrivacyLimits(max_epsilon=None, max_delta=0.01, min_noise_multiplier=1e-6),
         )
         assert {case.site for case in hospital.cases} == {hospital.config.site}
 
