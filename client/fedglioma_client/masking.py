@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fedglioma.config.run import RunConfig
 from fedglioma.config.site import SiteConfig
 from fedglioma.errors import ConfigError, PrivacyError, ProtocolError
 from fedglioma.masked_update import (
@@ -74,9 +73,8 @@ def exchange(request: SecureRequest, config: SiteConfig) -> SecureReply:
 
 def mask_update(
     config: SiteConfig,
-    settings: RunConfig,
-    masking: Masking,
     asked: TrainRequest,
+    masking: Masking,
     *,
     local: FlatArrays,
     received: FlatArrays,
@@ -103,7 +101,7 @@ def mask_update(
     if masking.subject != subject("train", asked.run, asked.round):
         raise PrivacyError("secure sum: the server would add this round's update up as another round's")
     path, state = _for(config, masking, asked.agreed(digest_of(received), masking.totals))
-    parts = update_parts(layout_of(settings).sizes, settings.secure_range)
+    parts = update_parts(layout_of(asked.settings).sizes, asked.settings.secure_range)
     vector = coded_update(local, received, weights, masking.totals, parts, state.session.sites)
     keep(path, masked_site.mask(state, masking.inbox, vector))
     return by_group(vector, parts)

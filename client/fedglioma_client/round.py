@@ -127,28 +127,19 @@ def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[Tra
     agree(config, settings)
     terms = settings.privacy_terms
     if request.masking is None:
+        if settings.secure_aggregation:
+            raise ProtocolError("secure aggregation: the server sent nothing to mask the update with")
         require_unmasked_before(config, request)
     name_shared(site, settings, request.shared)
     counts = told_counts(site, settings)
-    book, kept, ledger_head = None, None, ""
-    if terms is not None:
-        book = PrivateRound.of(request, weights, site, terms)
-        kept = book.kept()
+    book = None if terms is None else PrivateRound.of(request, weights, site, terms)
+    kept = None if book is None else book.kept()
     reply, content = kept or _trained(request, weights, site, counts, book)
-    if book is not None:
-        ledger_head = book.head()
+    ledger_head = "" if book is None else book.head()
     if request.masking is not None:
         content = mask_update(
-            config,
-            settings,
-            request.masking,
-            request,
-            local=content,
-            received=weights,
-            weights=counts.weights,
+            config, request, request.masking, local=content, received=weights, weights=counts.weights
         )
-    elif settings.secure_aggregation:
-        raise ProtocolError("secure aggregation: the server sent nothing to mask the update with")
     return reply.model_copy(update={"digest": digest_of(content), "ledger_head": ledger_head}), content
 
 

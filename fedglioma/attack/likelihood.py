@@ -10,7 +10,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_ndtr
 
 from fedglioma.errors import DataError
 
@@ -47,25 +46,6 @@ def likelihood_ratio(target: FloatArray, shadows: FloatArray, trained_on: BoolAr
     unseen = _normal(shadows, ~trained_on)
     ratio: FloatArray = _log_density(target, *seen) - _log_density(target, *unseen)
     return ratio
-
-
-def offline_ratio(target: FloatArray, shadows: FloatArray, trained_on: BoolArray) -> FloatArray:
-    """Return how unlikely so high a confidence is of a model that did not see the patient, (p,).
-
-    The variant for whoever could not train shadows on the patients in question:
-    -log P(N(mean, variance) > target), of the shadows without the patient alone. Parameters as above.
-
-    Raises
-    ------
-    DataError
-        The shapes do not belong together, or a patient was seen by all shadows.
-    """
-    _check(target, shadows, trained_on)
-    if trained_on.all(axis=0).any():
-        raise DataError("shadow models: a patient was in all of them; train more of them")
-    mean, deviation = _normal(shadows, ~trained_on)
-    surprise: FloatArray = -log_ndtr((mean - target) / deviation)
-    return surprise
 
 
 def _normal(values: FloatArray, counted: BoolArray) -> tuple[FloatArray, FloatArray]:

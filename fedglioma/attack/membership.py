@@ -57,13 +57,6 @@ def familiarity(
     return Familiarity(_known_sum(scores.losses), _known_sum(confidences))
 
 
-def case_losses(
-    learner: Learner, dataset: CaseDataset, device: torch.device, *, batch_size: int = 2
-) -> FloatArray:
-    """Return the loss of each case over its known targets, (n,); NaN where none is known."""
-    return familiarity(learner, dataset, device, batch_size=batch_size).losses
-
-
 def by_patient(values: FloatArray, patients: Sequence[str]) -> FloatArray:
     """Return the mean of each patient's cases, (..., p), patients in the order of their first case.
 

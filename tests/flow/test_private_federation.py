@@ -302,3 +302,20 @@ def test_hospital_with_no_room_for_a_round_does_not_join_and_the_others_pay_noth
     for site in ("ningxia", "zhengzhou"):
         ledger = Ledger(plan.run_folder / "work" / "sites" / site, site)
         assert {entry.key.what.partition(":")[0] for entry in ledger.entries()} == {"counts"}
+
+
+def test_masked_round_without_what_it_needs_for_masks_costs_nothing(tmp_path):
+    changed = {"rounds": 1, "secure_aggregation": True, "payload": "masked", "norm_limit": 0.0, "quorum": 3}
+    plan = make_plan(tmp_path, private(**changed), sites=EIGHT, limit=5)
+
+    def bare(message):
+        text = message.content["fedglioma"]["json"]
+        if message.metadata.message_type == TRAIN and "settings" in json.loads(text):
+            asked = body_of(message.content, TrainRequest).model_copy(update={"masking": None})
+            message.content["fedglioma"]["json"] = asked.model_dump_json()
+
+    with pytest.raises(QuorumError, match="nothing to mask the update with"):
+        run(plan, tap=bare)
+    for site in EIGHT:
+        ledger = Ledger(plan.run_folder / "work" / "sites" / site, site)
+        assert {entry.key.what.partition(":")[0] for entry in ledger.entries()} == {"counts"}

@@ -16,8 +16,8 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor, nn
 
 from fedglioma.attack.bounds import Bound
-from fedglioma.attack.likelihood import likelihood_ratio, offline_ratio
-from fedglioma.attack.membership import attacked_set, by_patient, case_losses, familiarity
+from fedglioma.attack.likelihood import likelihood_ratio
+from fedglioma.attack.membership import attacked_set, by_patient, familiarity
 from fedglioma.attack.result import attack_result, clopper_pearson
 from fedglioma.attack.shadows import halves, shadow_models
 from fedglioma.case import Case, Genotype, Modality
@@ -166,14 +166,6 @@ def test_attack_on_nobody_and_damaged_scores_are_refused() -> None:
         attack_result("x", np.array([np.nan]), np.ones(3))
 
 
-def test_offline_ratio_of_gaussians_is_the_closed_form() -> None:
-    shadows = np.array([[0.0, 5.0], [2.0, 7.0], [9.0, 9.0]])
-    trained_on = np.array([[False, False], [False, False], [True, True]])
-    deviation = math.sqrt(2.0)  # each patient's two values are 1 about their mean; pooled: 4 / 2
-    expected = [-norm.logsf((4.0 - 1.0) / deviation), -norm.logsf((5.0 - 6.0) / deviation)]
-    assert offline_ratio(np.array([4.0, 5.0]), shadows, trained_on) == pytest.approx(expected)
-
-
 def test_likelihood_ratio_is_that_of_two_normal_densities() -> None:
     generator = np.random.default_rng(0)
     said = generator.normal(size=(80, 3))
@@ -247,7 +239,7 @@ def test_loss_and_confidence_of_a_case_follow_from_its_probability(tmp_path: Pat
 
 def test_network_that_learned_by_heart_gives_its_members_away(tmp_path: Path) -> None:
     cases = cohort(tmp_path, 60)
-    loss = case_losses(trained(cases[:30], 0), dataset_of(cases), CPU)  # type: ignore[arg-type]
+    loss = familiarity(trained(cases[:30], 0), dataset_of(cases), CPU).losses  # type: ignore[arg-type]
     found = attack_result("loss threshold", -loss[:30], -loss[30:], bound=Bound.of(0.5, 1e-5))
     assert found.above_chance
     assert found.auc.value is not None
@@ -257,7 +249,7 @@ def test_network_that_learned_by_heart_gives_its_members_away(tmp_path: Path) ->
 
 def test_network_that_saw_neither_group_is_at_chance(tmp_path: Path) -> None:
     cases = cohort(tmp_path, 90)
-    loss = case_losses(trained(cases[60:], 0), dataset_of(cases[:60]), CPU)  # type: ignore[arg-type]
+    loss = familiarity(trained(cases[60:], 0), dataset_of(cases[:60]), CPU).losses  # type: ignore[arg-type]
     found = attack_result("loss threshold", -loss[:30], -loss[30:], bound=Bound.of(0.1, 0.0))
     assert found.auc.low is not None
     assert found.auc.high is not None
