@@ -74,7 +74,8 @@ def join_checked(
     """Return the secret that passes a check, and the points of the shares found to be wrong on the way.
 
     Shares above the threshold serve to do without wrong ones. Where the first ones pass, the others are not
-    looked at.
+    looked at. Several wrong shares whose errors cancel out give the right secret too: then who is named is no
+    proof against a site.
 
     Raises
     ------

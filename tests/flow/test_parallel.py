@@ -41,15 +41,24 @@ def processes_of(folder: Path) -> list[int]:
 
 
 def trainers_of(folder: Path) -> list[int]:
-    """Return the processes that take part in a round by now: those that hold their lock."""
-    held = []
-    for pid in processes_of(folder):
+    """Return the processes that take part in a round by now: those that hold their lock, one for a rank.
+
+    A trainer that starts a program is two processes with that lock for a moment.
+    """
+    held = dict[str, int]()
+    for pid in sorted(processes_of(folder)):
         try:
             links = [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
+            settings = dict(
+                line.split("=", 1)
+                for line in Path(f"/proc/{pid}/environ").read_text().split("\0")
+                if "=" in line
+            )
         except OSError:
             continue
-        held += [pid] if any(link.endswith("/alive") for link in links) else []
-    return held
+        if any(link.endswith("/alive") for link in links) and "RANK" in settings:
+            held.setdefault(settings["RANK"], pid)
+    return list(held.values())
 
 
 def listened_by(pids: list[int]) -> set[str]:
@@ -188,12 +197,14 @@ in_two(*long_work(folder), folder)
 def test_nothing_outlives_a_client_that_is_killed(tmp_path: Path) -> None:
     program = CLIENT.format(root=str(Path(__file__).parents[2]), folder=str(tmp_path))
     client = subprocess.Popen([sys.executable, "-c", program])  # noqa: S603 (our own text)
-    end = time.monotonic() + 120
-    while len(trainers_of(tmp_path / "state")) < 2 and time.monotonic() < end:
-        time.sleep(0.05)
-    assert len(trainers_of(tmp_path / "state")) == 2
-    client.kill()
-    client.wait()
+    try:
+        end = time.monotonic() + 120
+        while len(trainers := trainers_of(tmp_path / "state")) < 2 and time.monotonic() < end:
+            time.sleep(0.05)
+        assert len(trainers) == 2
+    finally:
+        client.kill()
+        client.wait()
     end = time.monotonic() + 30
     while processes_of(tmp_path / "state") and time.monotonic() < end:
         time.sleep(0.05)

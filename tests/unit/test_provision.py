@@ -450,7 +450,7 @@ def test_status_notices_a_kit_that_does_not_fit(consortium: Path, tmp_path: Path
 
 def test_certificate_that_ends_soon_is_warned_about(tmp_path: Path) -> None:
     out = tmp_path / "consortium"
-    data, _ = provision(Request(out, hosts=("a.org",), days=100, ca_days=20))
+    data, _ = provision(Request(out, hosts=("a.org",), days=100, ca_days=20), now=NOW)
     assert data["warnings"] == [
         f"the authority ends in 20 days, on {NOW + timedelta(days=20):%Y-%m-%d}",
         f"the server's certificate ends in 20 days, on {NOW + timedelta(days=20):%Y-%m-%d}",
