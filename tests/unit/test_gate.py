@@ -134,21 +134,21 @@ def test_only_posts_pass(method, gate, behind):
 
 
 @pytest.mark.parametrize(
-    "headers",
+    "made",  # when the test runs: minutes after they were collected, signatures are no longer fresh
     [
-        [],
-        [(FLEET_HTTP_PUBLIC_KEY_HEADER.lower().encode(), b"no base64!")],
-        signed(STRANGER),
-        signed(REVOKED),
-        signed(STRANGER, named=MEMBER),
-        signed(MEMBER, age_s=2 * HELLO_AGE_S),
-        signed(MEMBER, age_s=-2 * HELLO_AGE_S),
-        signed(MEMBER)[:1],
+        list,
+        lambda: [(FLEET_HTTP_PUBLIC_KEY_HEADER.lower().encode(), b"no base64!")],
+        lambda: signed(STRANGER),
+        lambda: signed(REVOKED),
+        lambda: signed(STRANGER, named=MEMBER),
+        lambda: signed(MEMBER, age_s=2 * HELLO_AGE_S),
+        lambda: signed(MEMBER, age_s=-2 * HELLO_AGE_S),
+        lambda: signed(MEMBER)[:1],
     ],
     ids=["none", "garbled", "unknown", "revoked", "another's", "stale", "early", "unsigned"],
 )
-def test_caller_without_a_members_fresh_signature_meets_a_closed_door(headers, gate, behind):
-    assert_closed(call(gate, "POST", PUSH, sized(headers, 10)))
+def test_caller_without_a_members_fresh_signature_meets_a_closed_door(made, gate, behind):
+    assert_closed(call(gate, "POST", PUSH, sized(made(), 10)))
     assert behind.came == []
     assert sum(gate.traffic.turned_away.values()) == 1
     assert gate.traffic.last_seen == {}
@@ -188,10 +188,17 @@ def test_revoked_site_that_knocks_learns_that_it_is_and_no_more(gate):
 
 
 @pytest.mark.parametrize(
-    "headers", [[], signed(STRANGER), signed(STRANGER, named=REVOKED), signed(MEMBER, age_s=2 * HELLO_AGE_S)]
+    "made",
+    [
+        list,
+        lambda: signed(STRANGER),
+        lambda: signed(STRANGER, named=REVOKED),
+        lambda: signed(MEMBER, age_s=2 * HELLO_AGE_S),
+    ],
+    ids=["none", "unknown", "another's", "stale"],
 )
-def test_stranger_that_knocks_learns_nothing(headers, gate):
-    assert_closed(call(gate, "POST", HELLO, headers))
+def test_stranger_that_knocks_learns_nothing(made, gate):
+    assert_closed(call(gate, "POST", HELLO, made()))
 
 
 def test_traffic_is_counted_by_site(gate):
