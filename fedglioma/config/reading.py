@@ -7,10 +7,19 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from fedglioma.errors import ConfigError
 
 LONGEST_VALUE = 80
+KINDS = {
+    "string_type": "write text",
+    "tuple_type": "write a list",
+    "list_type": "write a list",
+    "dict_type": "write a table of 'key: value' lines",
+    "model_type": "write a table of 'key: value' lines",
+}
+"""What is wanted, by pydantic's word for a value of another kind."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -61,14 +70,17 @@ def checked(model: type[Model], table: Mapping[str, Any], place: str) -> Model:
 def _explain(error: ValidationError, model: type[BaseModel], place: str) -> str:
     """Return what is wrong in one line: place, key, value, what is allowed."""
     parts = []
-    for problem in error.errors():
+    found = error.errors()
+    for problem in found:
+        if problem["type"] == "too_short" and any(_is_below(other["loc"], problem["loc"]) for other in found):
+            continue  # it counts as short because what stands in it is wrong
         key = ".".join(str(step) for step in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
+        message = _words(problem)
         if problem["type"] == "extra_forbidden":
             near = get_close_matches(key.rsplit(".", maxsplit=1)[-1], model.model_fields, n=1, cutoff=0.8)
             hint = f", did you mean {near[0]}?" if near else ""
             parts.append(f"{key}: unknown setting{hint}")
-        elif problem["type"] == "missing":
+        elif problem["type"] == "missing" or (problem["input"] is None and problem["type"] in KINDS):
             parts.append(f"{key}: is needed and not set")
         elif not key:
             parts.append(message)
@@ -77,3 +89,14 @@ def _explain(error: ValidationError, model: type[BaseModel], place: str) -> str:
             value = value if len(value) <= LONGEST_VALUE else f"{value[:LONGEST_VALUE]}..."
             parts.append(f"{key}: {value} is not allowed ({message[0].lower()}{message[1:]})")
     return f"{place}: " + "; ".join(parts)
+
+
+def _words(problem: ErrorDetails) -> str:
+    """Return what is allowed where a problem is, without the names of Python's types."""
+    if problem["type"] == "too_short":
+        return f"give {problem['ctx']['min_length']} or more"
+    return KINDS.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+
+
+def _is_below(place: tuple[int | str, ...], above: tuple[int | str, ...]) -> bool:
+    return len(place) > len(above) and place[: len(above)] == above

@@ -107,9 +107,17 @@ def epsilon_of(mechanisms: Iterable[Mechanism], delta: float, accountant: Accoun
 
 
 def noise_for(
-    target_epsilon: float, delta: float, sampling_rate: float, steps: int, accountant: AccountantName
+    target_epsilon: float,
+    delta: float,
+    sampling_rate: float,
+    steps: int,
+    accountant: AccountantName,
+    *,
+    besides: Sequence[Mechanism] = (),
 ) -> float:
     """Return the least noise multiplier, in ten-thousandths, that keeps epsilon to the target.
+
+    ``besides`` is what else is released of the same patients, and part of that epsilon.
 
     Raises
     ------
@@ -123,7 +131,7 @@ def noise_for(
     def above(parts: int) -> float:
         """Return by how much the logarithm of epsilon is above the target's."""
         mechanism = Mechanism(noise_multiplier=parts / FINEST, sampling_rate=sampling_rate, steps=steps)
-        epsilon = epsilon_of((mechanism,), delta, accountant)
+        epsilon = epsilon_of((mechanism, *besides), delta, accountant)
         return min(math.log(max(epsilon, 1e-12) / target_epsilon), 10.0)
 
     least, most = round(LEAST_NOISE * FINEST), round(MOST_NOISE * FINEST)
@@ -135,8 +143,9 @@ def noise_for(
         low, high = max(low // 2, least), low
     if above(high) > 0:
         raise PrivacyError(
-            f"target epsilon {target_epsilon:g}: no noise up to {MOST_NOISE:g} keeps {steps} steps to it; "
-            "ask for fewer steps, a lower sampling rate, or a larger epsilon"
+            f"target epsilon {target_epsilon:g}: no noise up to {MOST_NOISE:g} keeps {steps} steps to it"
+            f"{' with what else is told' if besides else ''}; ask for fewer steps, a lower sampling rate, or "
+            "a larger epsilon"
         )
     if above(low) <= 0:
         return low / FINEST

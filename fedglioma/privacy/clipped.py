@@ -10,16 +10,21 @@ from what was kept: no second pass, and no gradient of the whole network per pat
 
 import math
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import torch
 from torch import Tensor, nn
 
 from fedglioma.config.privacy import Clipping
 from fedglioma.errors import PrivacyError
-from fedglioma.privacy.gradients import Contribution, added_up
+from fedglioma.privacy.gradients import Contribution, Ghost, added_up
 from fedglioma.privacy.layers import Passed, Rule, rule_for
 from fedglioma.privacy.network import followed_layers, require_private
+
+EXCESS: Final = 1e-4
+"""By what part rounding may make a clipped gradient longer than ``clip_norm``; noise has to be for that."""
+LONGEST: Final = 1e30
+"""A gradient so many times longer than ``clip_norm`` counts as not finite: its factor would be no number."""
 
 
 class ClippedGradients:
@@ -43,6 +48,9 @@ class ClippedGradients:
 
     A case whose gradient is not finite counts as zero and is counted in ``not_finite``: an error that one
     patient alone can cause would tell of that patient. The number must not leave the site either.
+
+    Whatever the weights, a case's clipped gradient is at most ``clip_norm`` times 1 + ``EXCESS`` long: where
+    a layer's two factors cancel so much that its length would not be sure, its gradients are made.
 
     Parameters
     ----------
@@ -134,14 +142,14 @@ class ClippedGradients:
             self.fill()
             return torch.zeros(cases, dtype=torch.float64, device=device)
         squares = torch.stack([part.squares() for part in taken])  # (layers, B)
+        limit = self.clip_norm if self.clipping == "flat" else self.clip_norm / math.sqrt(len(self._layers))
+        unsure = self._make_unsure(taken, squares, limit)
+        while unsure:  # a length that was wrong may have hidden another's
+            unsure = self._make_unsure(taken, squares, limit)
         lengths = squares.sum(0).sqrt()
-        finite = lengths.isfinite()
+        finite = lengths < LONGEST * limit
         self.not_finite += cases - int(finite.sum())
-        if self.clipping == "flat":
-            limit, of_layers = self.clip_norm, lengths.expand_as(squares)
-        else:
-            limit, of_layers = self.clip_norm / math.sqrt(len(self._layers)), squares.sqrt()
-        factors = (limit / of_layers).clamp(max=1.0)
+        factors = (limit / self._lengths_cut(squares)).clamp(max=1.0)
         # Else a clipped gradient would be longer than the bound by what rounding adds.
         eps = torch.finfo(next(iter(used[0].parameters.values())).dtype).eps
         factors = torch.where(factors < 1.0, factors * (1 - 8 * eps), factors)
@@ -150,6 +158,33 @@ class ClippedGradients:
             part.add_to(followed.parameters, row)
         self.fill()
         return lengths
+
+    def _lengths_cut(self, squares: Tensor) -> Tensor:
+        """Return the lengths that decide the factors, (layers, B): of the whole gradient, or of each part."""
+        if self.clipping == "flat":
+            return squares.sum(0).sqrt().expand_as(squares)
+        return squares.sqrt()
+
+    def _make_unsure(self, taken: list[Contribution], squares: Tensor, limit: float) -> bool:
+        """Make the gradients of layers whose lengths rounding could falsify, and measure them; whether any.
+
+        The error is kept to ``EXCESS`` of the length or of the limit, whichever is more: then that of what is
+        added, once cut, is at most that part of the limit. The lengths of ghosts are better still then.
+        """
+        lengths = self._lengths_cut(squares)
+        usable = squares.sum(0).isfinite()
+        share = EXCESS / math.sqrt(len(taken)) if self.clipping == "flat" else EXCESS
+        found = False
+        for row, part in enumerate(taken):
+            if not isinstance(part, Ghost):
+                continue
+            wrong = part.rounding() > share / 2 * lengths[row].clamp(min=limit)
+            wrong |= part.smallest() > share / 2 * limit
+            if (wrong & usable).any():
+                taken[row] = part.made()
+                squares[row] = taken[row].squares()
+                found = True
+        return found
 
     def _require_same_buffers(self) -> None:
         for name, buffer, version in self._versions:

@@ -131,6 +131,34 @@ class Ghost(Contribution):
             found = found + outputs.sum(1).square().sum(1)
         return found.clamp(min=0)  # a sum of rounding errors may be below 0; NaN stays
 
+    def rounding(self) -> Tensor:
+        """Return how far what is added may be from what was measured, for each case, (B,) float64.
+
+        A bound for a factor of 1, of a sum of products (N. J. Higham, "Accuracy and stability of numerical
+        algorithms", 2002, section 3.5): where positions cancel, as before a norm, what is left can be less.
+        """
+        outputs = torch.linalg.vector_norm(self.outputs, dim=2, dtype=torch.float64)  # (B, T)
+        terms = outputs.sum(1) if "bias" in self.names else torch.zeros_like(outputs[:, 0])
+        if "weight" in self.names:
+            inputs = torch.linalg.vector_norm(self.inputs, dim=2, dtype=torch.float64)
+            terms = terms + (outputs * inputs).sum(1)
+        number = torch.finfo(self.outputs.dtype)
+        bound: Tensor = (outputs.numel() + 2) * number.eps / 2 * terms
+        return bound
+
+    def smallest(self) -> Tensor:
+        """Return what numbers too small for their type may add to that, whatever the factor, (B,) float64."""
+        number = torch.finfo(self.outputs.dtype)
+        inputs = torch.linalg.vector_norm(self.inputs, dim=2, dtype=torch.float64).sum(1)
+        bound: Tensor = number.smallest_normal * number.eps * self.outputs.shape[2] ** 0.5 * (inputs + 1)
+        return bound
+
+    def made(self) -> Kept:
+        """Return the gradient of each case, so that what is measured is what is added, to the last bit."""
+        kind = self.outputs.dtype
+        apart = Ghost(self.inputs.double(), self.outputs.double(), self.shape, self.names).per_case()
+        return Kept({name: [grad.to(kind) for grad in grads] for name, grads in apart.items()})
+
     def add_to(self, parameters: Mapping[str, nn.Parameter], factors: Sequence[float]) -> None:
         """Add the parts, each times its factor, to the parameters' ``grad``, by one product of matrices."""
         inputs, outputs = self.inputs, self.outputs

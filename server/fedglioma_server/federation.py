@@ -24,11 +24,13 @@ from fedglioma_server.checkpoint import Checkpoints
 from fedglioma_server.coordinator import Coordinator
 from fedglioma_server.heldout import EndedEarly, HeldOut, out_of_patience
 from fedglioma_server.intensities import Agreed, agree_on_scale, agree_on_sum, words_of
+from fedglioma_server.privacy import DROWNED, noise_words
 from fedglioma_server.readings import batch_size
 from fedglioma_server.records import RoundRecord, RunRecord, SiteData, write_rounds
 from fedglioma_server.roll import Roll, site_data
 from fedglioma_server.runfolder import RunFolder
 from fedglioma_server.secure_strategy import SecureStrategy
+from fedglioma_server.spending import noise_over_gradient
 from fedglioma_server.strategy import RoundStrategy
 from fedglioma_server.updates import Spool
 
@@ -173,7 +175,14 @@ def _record_sites(
         synthetic=kept.synthetic or any(reply.synthetic for reply in replies),
         status="running",
     )
+    _tell_of_noise(folder.read())
     return counts, scale
+
+
+def _tell_of_noise(record: RunRecord) -> None:
+    times = noise_over_gradient(record)
+    if times is not None:
+        logger.log(logging.WARNING if times > DROWNED else logging.INFO, "%s", noise_words(record))
 
 
 def _class_counts(kept: RunRecord, replies: list[StatisticsReply]) -> dict[Gene, tuple[float, float]]:

@@ -1,12 +1,13 @@
 """What is said of a run's privacy: in words, beside the model and in the report."""
 
 from collections.abc import Sequence
+from math import isinf
 from typing import Any
 
 from fedglioma.config.run import RunConfig
 from fedglioma.noise import DELTA
 from fedglioma_server.records import PrivacyRecord, RoundRecord, RunRecord
-from fedglioma_server.spending import spent_by_site
+from fedglioma_server.spending import noise_over_gradient, spent_by_site
 
 READ = (
     "the coordinator reads each site's trained weights as they are (on the way to it they are encrypted), "
@@ -48,6 +49,12 @@ PRIVATE_ROUND = (
     "which says that it has lines and nothing of what is in them; no training loss"
 )
 MASKED_ROUND = "per round: seconds by phase; no number of steps and no training loss"
+DROWNED = 10.0
+REMEDIES = {
+    "site": "More patients or a smaller network (width) help, then a higher sampling_rate and fewer steps, "
+    "then a larger epsilon.",
+    "central": "It takes more hospitals, a smaller network (width), fewer rounds or a larger epsilon.",
+}
 STAYS = [
     "images, masks and everything in a file's header",
     "patient ids, file names and paths, dates, ages, sex, follow-up",
@@ -72,12 +79,26 @@ def privacy_record(record: RunRecord, rounds: Sequence[RoundRecord] = ()) -> Pri
         never_leaves_a_site=STAYS,
         secure_aggregation=settings.secure_aggregation,
         secure_statistics=settings.secure_statistics,
-        **_terms(settings, spent_by_site(settings, rounds), len([line for line in rounds if line.round])),
+        **_terms(record, spent_by_site(settings, rounds), len([line for line in rounds if line.round])),
     )
 
 
-def _terms(settings: RunConfig, spent: dict[str, float], rounds: int) -> dict[str, Any]:
+def noise_words(record: RunRecord) -> str:
+    """Return what the noise is to training; empty where there is none."""
+    if (times := noise_over_gradient(record)) is None:
+        return ""
+    of = "step of a hospital" if record.settings.privacy == "central" else "gradient"
+    told = f"The noise of one step is {times:.2g} times as long as the largest {of}, in the mean of the sites"
+    if isinf(times):
+        told = "There are so few patients that the hospitals' noised counts add up to none"
+    if times <= DROWNED:
+        return f"{told}."
+    return f"{told}: expect a model that guesses. {REMEDIES[record.settings.privacy]}"
+
+
+def _terms(record: RunRecord, spent: dict[str, float], rounds: int) -> dict[str, Any]:
     """Return the fields that say how private the run is."""
+    settings = record.settings
     if settings.privacy == "none":
         seen = SUMMED if settings.secure_aggregation else READ
         return {"statement": NOT_PRIVATE.format(seen=seen)}
@@ -89,6 +110,7 @@ def _terms(settings: RunConfig, spent: dict[str, float], rounds: int) -> dict[st
         "accountant": settings.accountant,
         "noise_multiplier": settings.noise_multiplier,
         "clip_norm": settings.clip_norm,
+        "noise_over_gradient": noise_over_gradient(record),
         "sites": spent,
     }
     words = {
@@ -100,14 +122,19 @@ def _terms(settings: RunConfig, spent: dict[str, float], rounds: int) -> dict[st
         "accountant": settings.accountant.upper(),
     }
     if settings.privacy == "central":
-        return common | {"unit": "site", "statement": _central(words), "not_covered": _around_central()}
+        return common | {
+            "unit": "site",
+            "statement": f"{_central(words)} {noise_words(record)}".strip(),
+            "not_covered": _around_central(),
+        }
     return common | {
         "unit": "patient",
         "clipping": settings.clipping,
         "sampling_rate": settings.sampling_rate,
         "steps_per_round": settings.steps_per_round,
         "counts_epsilon": settings.counts_epsilon,
-        "statement": _site(settings, words),
+        "ledger_run": record.key,
+        "statement": f"{_site(settings, words)} {noise_words(record)}".strip(),
         "not_covered": _around_site(settings),
     }
 

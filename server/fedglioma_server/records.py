@@ -4,6 +4,7 @@
 a path or a date of a patient. Files are written to a temporary name, flushed to disk and renamed.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -137,6 +138,11 @@ class RunRecord(Record):
     issues: list[DataIssue] = []
 
     @property
+    def key(self) -> str:
+        """What tells this run from every other, also of the same name; hospitals' ledgers have it."""
+        return hashlib.sha256(f"{self.run_id} {self.created}".encode()).hexdigest()[:16]
+
+    @property
     def told(self) -> dict[str, SiteData]:
         """The counts that are known: by site, or of all together where they were told under masks."""
         if self.pooled is None:
@@ -214,7 +220,9 @@ class PrivacyRecord(Record):
     """privacy.json: what protects the patients of this run, and what does not.
 
     ``unit`` is who is hidden: a patient with all scans, or a whole hospital. ``epsilon`` is the largest of
-    the sites' (of which ``sites`` has each), over all rounds and the noised counts.
+    the sites' (of which ``sites`` has each), over all rounds and the noised counts. ``noise_over_gradient``
+    is how many times longer the noise of a step is than its gradient can be, in the mean of the sites.
+    ``ledger_run`` is what the run is called in the hospitals' ledgers.
     """
 
     differentially_private: bool = False
@@ -230,6 +238,8 @@ class PrivacyRecord(Record):
     sampling_rate: float | None = None
     steps_per_round: int | None = None
     counts_epsilon: float | None = None
+    noise_over_gradient: float | None = None
+    ledger_run: str | None = None
     sites: dict[str, float] = {}
     secure_aggregation: bool = False
     secure_statistics: bool = False

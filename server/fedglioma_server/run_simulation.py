@@ -95,8 +95,35 @@ class Request:
         usable_device(self.device)
         if self.initial is not None:
             require_same_network(self.initial, settings)
+        if self.synthetic is not None:
+            _require_enough(settings, len(names_of(self.sites)))
+        self.division()
         folder.require_new_or_ours()
         require_same_settings(folder, settings)
+
+    def division(self) -> Division | None:
+        """Return the division that ``--splits`` and ``--fold`` name, None where patients are drawn.
+
+        Raises
+        ------
+        ConfigError
+            The file cannot be read or has no such fold, or shares were given beside it.
+        """
+        if self.splits is None:
+            if self.fold is not None:
+                raise ConfigError("--fold: names a fold of --splits FILE; give both")
+            return None
+        if typed := sorted({"selection", "report"} & self.given.keys()):
+            raise ConfigError(f"--{typed[0]}: the shares stand in --splits {self.splits.name}; leave one out")
+        divisions = {division.name: division for division in read_division(self.splits)}
+        if self.fold is None and len(divisions) > 1:
+            raise ConfigError(f"--splits {self.splits}: has {len(divisions)} folds; choose one by --fold")
+        name = self.fold or next(iter(divisions))
+        if name not in divisions and f"fold-{name}" in divisions:
+            name = f"fold-{name}"
+        if name not in divisions:
+            raise ConfigError(f"--fold {name}: {self.splits.name} has {', '.join(divisions)}")
+        return divisions[name]
 
 
 def synthetic_settings(size: int) -> dict[str, Any]:
@@ -185,16 +212,11 @@ def gather_for(request: Request, folder: RunFolder, settings: RunConfig) -> Gath
 
 
 def _simulation(request: Request, folder: RunFolder, gathering: Gathering) -> simulate.Simulation:
-    settings, sites = request.settings(), len(gathering.hospitals)
-    hiding = settings.secure_aggregation or settings.privacy == "central"
-    if hiding and sites < settings.quorum:
-        raise ConfigError(
-            f"quorum: {settings.quorum} sites are needed to hide among each other, and there are {sites}; "
-            "add hospitals, or leave secure_aggregation or privacy central out"
-        )
+    settings = request.settings()
+    _require_enough(settings, len(gathering.hospitals))
     cache = request.cache or folder.path.parent / "cache"
     return simulate.Simulation(
-        settings=request.settings(),
+        settings=settings,
         gathering=gathering,
         folder=folder,
         cache=cache.resolve(),
@@ -208,28 +230,28 @@ def _simulation(request: Request, folder: RunFolder, gathering: Gathering) -> si
     )
 
 
+def _require_enough(settings: RunConfig, sites: int) -> None:
+    hiding = settings.secure_aggregation or settings.privacy == "central"
+    if hiding and sites < settings.quorum:
+        raise ConfigError(
+            f"quorum: {settings.quorum} sites are needed to hide among each other, and there are {sites}; "
+            "add hospitals, or leave secure_aggregation or privacy central out"
+        )
+
+
 def _division(request: Request, gathering: Gathering) -> Division | None:
-    """Return the division that ``--splits`` and ``--fold`` name; patients without a split take no part."""
-    if request.splits is None:
-        if request.fold is not None:
-            raise ConfigError("--fold: names a fold of --splits FILE; give both")
+    """Return the division that was asked for; patients without a split take no part."""
+    division = request.division()
+    if division is None or request.splits is None:
         return None
-    divisions = {division.name: division for division in read_division(request.splits)}
-    if request.fold is None and len(divisions) > 1:
-        raise ConfigError(f"--splits {request.splits}: has {len(divisions)} folds; choose one by --fold")
-    name = request.fold or next(iter(divisions))
-    if name not in divisions and f"fold-{name}" in divisions:
-        name = f"fold-{name}"
-    if name not in divisions:
-        raise ConfigError(f"--fold {name}: {request.splits.name} has {', '.join(divisions)}")
-    without = check_division(divisions[name], (case.patient for case in gathering.cases), partial=True)
+    without = check_division(division, (case.patient for case in gathering.cases), partial=True)
     cohort = {patient_key(case.patient) for case in gathering.cases}
-    unknown = sum(patient_key(patient) not in cohort for patient in divisions[name].split)
+    unknown = sum(patient_key(patient) not in cohort for patient in division.split)
     if unknown:
         human().print(f"{unknown} rows of {request.splits.name} name nobody of the cohort; check their ids")
     if without:
         human().print(f"{len(without)} patients have no split in {request.splits.name} and take no part")
-    return divisions[name]
+    return division
 
 
 def _announce(gathering: Gathering) -> None:

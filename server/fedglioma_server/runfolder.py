@@ -1,7 +1,6 @@
 """The run folder: where everything of a run lies, and who may write it."""
 
 import fcntl
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,8 +74,7 @@ class RunFolder:
 
     def key(self) -> str:
         """Return what tells this run from every other, also from one of the same name."""
-        record = self.read()
-        return hashlib.sha256(f"{record.run_id} {record.created}".encode()).hexdigest()[:16]
+        return self.read().key
 
     def rounds(self) -> list[RoundRecord]:
         """Return the rounds on record."""

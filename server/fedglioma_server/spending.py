@@ -5,22 +5,19 @@ The coordinator's own reckoning, of what it asked for. What a hospital counts is
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from math import ceil, floor, log10
+from math import inf, sqrt
 from typing import Any
 
 from fedglioma.config.run import RunConfig
-from fedglioma.errors import ConfigError
+from fedglioma.errors import ConfigError, PrivacyError
 from fedglioma.noise import DELTA
-from fedglioma.privacy.accounting import Mechanism, epsilon_of, gaussian_equivalent
-from fedglioma_server.records import RoundRecord, SiteRound
-
-FINEST = 1e-4
-MOST_NOISE = 1000.0
+from fedglioma.privacy.accounting import Mechanism, epsilon_of, gaussian_equivalent, noise_for
+from fedglioma_server.records import RoundRecord, RunRecord, SiteRound
 
 
 @lru_cache(maxsize=64)
 def with_noise(settings: RunConfig) -> RunConfig:
-    """Return settings whose ``noise_multiplier`` is set: the least, to four digits, that keeps the target.
+    """Return settings whose ``noise_multiplier`` is set: the least that keeps the target.
 
     Unchanged where it is given, and without privacy.
 
@@ -39,52 +36,43 @@ def with_noise(settings: RunConfig) -> RunConfig:
         )
     if given:
         return settings
-
-    def enough(noise: float) -> bool:
-        trial = settings.model_copy(update={"noise_multiplier": noise})
-        return epsilon_after(trial, settings.rounds) <= target
-
-    if not enough(MOST_NOISE):
+    rate, steps = _sums(settings, settings.rounds)
+    try:
+        noise = noise_for(target, settings.delta, rate, steps, settings.accountant, besides=_told(settings))
+    except PrivacyError as error:
         lower = "counts_epsilon, rounds or sampling_rate" if settings.privacy == "site" else "rounds"
-        raise ConfigError(f"target_epsilon {target:g}: no noise keeps it with these settings; lower {lower}")
-    low, high = 0.0, 1.0
-    while not enough(high):
-        low, high = high, 2 * high
-    while high - low > FINEST * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if middle > FINEST and enough(middle) else (middle, high)
-    return settings.model_copy(update={"noise_multiplier": _rounded_up(high)})
+        raise ConfigError(f"{error} (here: {lower})") from None
+    return settings.model_copy(update={"noise_multiplier": noise})
 
 
-def _rounded_up(noise: float) -> float:
-    """Return a number with four digits that is not below another."""
-    step = 10.0 ** (floor(log10(noise)) - 3)
-    return round(ceil(noise / step) * step, 12)
+def _sums(settings: RunConfig, rounds: int) -> tuple[float, int]:
+    """Return with what chance a unit is in a sum of training, and how many sums so many rounds make.
+
+    With central privacy a round is one sum, and there is no amplification, as every site is asked.
+    """
+    if settings.privacy == "central":
+        return 1.0, rounds
+    return settings.sampling_rate, rounds * settings.steps_per_round
+
+
+def _told(settings: RunConfig) -> list[Mechanism]:
+    """Return the noise on counts and intensity landmarks, which are told before the first round."""
+    if settings.privacy != "site":
+        return []
+    deltas = [settings.delta, *([DELTA] if settings.common_scale else [])]
+    noises = [gaussian_equivalent(settings.counts_epsilon, delta) for delta in deltas]
+    return [Mechanism(noise_multiplier=noise, sampling_rate=1.0, steps=1) for noise in noises]
 
 
 def mechanisms(settings: RunConfig, rounds: int) -> list[Mechanism]:
-    """Return what so many rounds of a run do to a unit's privacy; empty without privacy.
-
-    With privacy site they are the steps of training and the noise on counts and intensity landmarks, with
-    central a sum a round: no amplification, as every site is asked.
-    """
-    noise = settings.noise_multiplier
-    if settings.privacy == "central" and rounds:
-        return [Mechanism(noise_multiplier=noise, sampling_rate=1.0, steps=rounds)]
-    if settings.privacy != "site":
+    """Return what so many rounds of a run do to a unit's privacy; empty without privacy."""
+    if settings.privacy == "none":
         return []
-    counts = gaussian_equivalent(settings.counts_epsilon, settings.delta)
-    told = [Mechanism(noise_multiplier=counts, sampling_rate=1.0, steps=1)]
-    if settings.common_scale:
-        landmarks = gaussian_equivalent(settings.counts_epsilon, DELTA)
-        told.append(Mechanism(noise_multiplier=landmarks, sampling_rate=1.0, steps=1))
-    if not rounds:
-        return told
-    steps = rounds * settings.steps_per_round
-    return [
-        *told,
-        Mechanism(noise_multiplier=noise, sampling_rate=settings.sampling_rate, steps=steps),
-    ]
+    rate, steps = _sums(settings, rounds)
+    if not steps:
+        return _told(settings)
+    trained = Mechanism(noise_multiplier=settings.noise_multiplier, sampling_rate=rate, steps=steps)
+    return [*_told(settings), trained]
 
 
 def epsilon_after(settings: RunConfig, rounds: int) -> float:
@@ -108,6 +96,23 @@ def _spent(settings: RunConfig, rounds: Sequence[Mapping[str, SiteRound]]) -> di
     if settings.privacy == "central":
         heard = dict.fromkeys(heard, sum(map(bool, rounds)))
     return {site: epsilon_after(settings, number) for site, number in sorted(heard.items())}
+
+
+def noise_over_gradient(record: RunRecord) -> float | None:
+    """Return how many times longer the noise of a step is than its gradient can be, in the mean of the sites.
+
+    The noise is as long as its standard deviation times the root of the network's parameters; a gradient of
+    patients is no longer than ``clip_norm``, and with central privacy a site's step is not. None without
+    privacy and before there are sites, infinite where their noised counts add up to no case.
+    """
+    settings, cases = record.settings, sum(data.cases for data in record.sites.values())
+    if settings.privacy == "none" or not record.sites:
+        return None
+    length, sites = settings.noise_multiplier * sqrt(record.parameters), len(record.sites)
+    if settings.privacy == "central":
+        return length / sites
+    # Sites count by their cases: each brings noise / (rate x cases), and independent noise adds in squares.
+    return length * sqrt(sites) / (settings.sampling_rate * cases) if cases else inf
 
 
 def _may_have_sent(entry: SiteRound) -> bool:

@@ -21,6 +21,7 @@ from fedglioma_server.study_words import (
     DASH,
     OTHERS,
     PROTOCOL_TITLES,
+    SPENT,
     compared_text,
     divisions_text,
     interval_text,
@@ -96,6 +97,7 @@ def _task_table(result: StudyResult, title: str, measures: Sequence[str]) -> Tab
     rows = []
     notes = Notes()
     cases = 0
+    private = any(line.epsilon is not None for line in result.lines)
     for line in result.lines:
         if not any(name in line.entries for name in measures):
             continue
@@ -106,14 +108,16 @@ def _task_table(result: StudyResult, title: str, measures: Sequence[str]) -> Tab
             cells.append(_value_cell(entry, notes))
             cells.append(_difference_cell(entry, notes))
             cases = max(cases, 0 if entry is None else entry.cases)
+        if private:
+            cells.insert(1, Cell(DASH if line.epsilon is None else f"{line.epsilon:.3g}"))
         rows.append(Row(tuple(cells)))
     return Table(
         title=f"{title}, {shown(cases)} cases",
-        columns=("", *(text for _ in measures for text in ("Value", "Difference"))),
+        columns=("", *["Epsilon"] * private, *(text for _ in measures for text in ("Value", "Difference"))),
         rows=tuple(rows),
-        over=(("", 1), *((measure_title(name), 2) for name in measures)),
+        over=(("", 1 + private), *((measure_title(name), 2) for name in measures)),
         notes=notes.listed(),
-        remark=CAUTION,
+        remark=f"{CAUTION} {SPENT}" if private else CAUTION,
     )
 
 
@@ -284,7 +288,7 @@ def csv_text(result: StudyResult) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
         ["row", "protocol", "measure", "value", "low", "high", "difference", "difference_low",
-         "difference_high", "p", "p_holm", "cases", "parameters"]
+         "difference_high", "p", "p_holm", "cases", "parameters", "epsilon"]
     )  # fmt: skip
     for line in result.lines:
         for name, entry in line.entries.items():
@@ -295,7 +299,7 @@ def csv_text(result: StudyResult) -> str:
             writer.writerow(
                 [line.arm, line.protocol, name, entry.value.value, entry.value.low, entry.value.high,
                  *difference, None if other is None else other.p, entry.p_adjusted, shown(entry.cases),
-                 line.parameters]
+                 line.parameters, line.epsilon]
             )  # fmt: skip
     return out.getvalue()
 

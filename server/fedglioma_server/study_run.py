@@ -16,7 +16,7 @@ from fedglioma.metrics.genotype import MIN_PATIENTS, MIN_RARER
 from fedglioma.training.learner import parameter_count
 from fedglioma_server import simulate
 from fedglioma_server.gather import Gathering, Hospital
-from fedglioma_server.records import write_json
+from fedglioma_server.records import PrivacyRecord, read_json, write_json
 from fedglioma_server.runfolder import RunFolder, now
 from fedglioma_server.samerun import require_same_settings
 from fedglioma_server.study_baselines import TITLES, add_baselines
@@ -164,6 +164,17 @@ def _rarer(known: Known, column: int) -> int:
     return min(labels.count(0), labels.count(1))
 
 
+def _epsilon(request: StudyRun, complete: Sequence[Cell], row: RowName) -> float | None:
+    """Return the largest epsilon of a row's runs; None where one of them is not private."""
+    spent = [
+        read_json(RunFolder(cell.folder(request.out)).path / "privacy.json", PrivacyRecord).epsilon
+        for cell in complete
+        if (cell.arm.name, cell.protocol) == (row.arm, row.protocol)
+    ]
+    known = [epsilon for epsilon in spent if epsilon is not None]
+    return max(known) if known and len(known) == len(spent) else None
+
+
 def pooled(gathering: Gathering) -> Gathering:
     """Return the same patients as if all hospitals were one."""
     first = gathering.hospitals[0].config
@@ -227,7 +238,13 @@ def collect(
         reference=(reference.arm, reference.protocol),
         measures=measures,
         lines=[
-            Line(arm=row.arm, protocol=row.protocol, parameters=sizes.get(row.arm), entries=entries[row])
+            Line(
+                arm=row.arm,
+                protocol=row.protocol,
+                parameters=sizes.get(row.arm),
+                epsilon=_epsilon(request, complete, row),
+                entries=entries[row],
+            )
             for row in order
         ],
         gains=gains_of(known, measures, arms, study.protocols, study.seeds, resamples=settings.bootstrap),

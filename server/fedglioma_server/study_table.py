@@ -32,6 +32,9 @@ class Line(Frozen):
     arm: str
     protocol: str
     parameters: int | None = None
+    epsilon: float | None = Field(
+        default=None, description="the largest of the row's runs; None: not differentially private"
+    )
     entries: dict[str, Entry] = Field(description="by TASK.MEASURE")
 
 

@@ -79,4 +79,8 @@ CAUTION = (
     "are paired, on the same patients; p is two-sided, from swapping the two rows' predictions at random, "
     "adjusted for the number of rows (Holm)."
 )
+SPENT = (
+    "Epsilon is that of one run, for a patient or a hospital as its arm says; on real patients all runs of "
+    "the study add up."
+)
 OTHERS = "figures of other patients, from a paper: beside these to be read, not to be compared by number"

@@ -66,10 +66,12 @@ def test_private_run_says_what_the_accountant_and_every_ledger_say(tmp_path):
     assert privacy.unit == "patient"
     assert privacy.epsilon == pytest.approx(expected_epsilon(2), rel=0.02)
     assert f"epsilon {privacy.epsilon:.3g} at delta 1e-05" in privacy.statement
+    assert "expect a model that guesses" in privacy.statement
     lines = folder.rounds()
     for site in EIGHT:
         spent = ledger_of(folder, site).epsilon_spent(None, 1e-5, "prv")
         assert spent == pytest.approx(expected_epsilon(2), rel=0.02)
+        assert privacy.ledger_run in {entry.key.run for entry in ledger_of(folder, site).entries()}
         assert lines[1].sites[site].epsilon == pytest.approx(expected_epsilon(1), rel=0.02)
         assert lines[2].sites[site].epsilon == pytest.approx(spent, rel=0.02)
 

@@ -114,6 +114,24 @@ def test_run_that_fails_leaves_its_row_out_and_is_named(cohort: Path, tmp_path: 
     assert "Runs that failed" in (tmp_path / "study" / "report.html").read_text()
 
 
+def test_private_arm_has_its_epsilon_beside_its_figures(cohort: Path, tmp_path: Path) -> None:
+    arms = [
+        {"name": "plain", "width": 1},
+        {"name": "private", "width": 1, "privacy": "site", "target_epsilon": 8},
+    ]
+    study = small_study(tmp_path, arms=arms, divisions={"kind": "split"}, measures=["idh.auc"])
+    code, data = run(cohort, tmp_path / "study", study, "--bootstrap", "100")
+    assert code == 0, data
+    found = {line["arm"]: line["epsilon"] for line in data["result"]["lines"]}
+    assert found.pop("private") == pytest.approx(8, rel=0.01)
+    assert set(found.values()) == {None}
+    table = (tmp_path / "study" / "table.md").read_text()
+    (row,) = (line for line in table.splitlines() if line.startswith("| private |"))
+    assert row.split("|")[2].strip() == "8"
+    rows = csv.DictReader((tmp_path / "study" / "table.csv").read_text().splitlines())
+    assert {line["row"]: line["epsilon"] != "" for line in rows}["private"]
+
+
 def test_finetuned_run_starts_from_the_federated_model(cohort: Path, tmp_path: Path) -> None:
     arms = [{"name": "one", "width": 1}]
     study = small_study(tmp_path, arms=arms, protocols=["federated", "local", "finetuned", "centralised"])

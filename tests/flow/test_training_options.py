@@ -357,6 +357,10 @@ def test_file_of_splits_decides_who_trains_chooses_and_is_reported(cohort: Path,
         (("--splits", "splits.csv", "--fold", "7"), "--fold 7: splits.csv has fold-1, fold-2"),
         (("--fold", "fold-1"), "--fold: names a fold of --splits FILE; give both"),
         (("--splits", "no.csv"), "no such file: name a CSV or TSV file"),
+        (
+            ("--splits", "splits.csv", "--fold", "2", "--report", "0.3"),
+            "--report: the shares stand in --splits splits.csv; leave one out",
+        ),
     ],
 )
 def test_fold_that_cannot_be_meant_is_refused(
@@ -368,3 +372,13 @@ def test_fold_that_cannot_be_meant_is_refused(
     assert result.exit_code != 0
     assert said in reason_of(result)
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_made_up_hospitals_that_are_too_few_to_hide_are_refused_before_patients_are_made(
+    tmp_path: Path,
+) -> None:
+    words = ["--synthetic", "12", "--sites", "a,b", "--secure-aggregation", "--payload", "masked"]
+    result = call("simulate", *words, "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "3 sites are needed to hide among each other, and there are 2" in reason_of(result)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,62 @@
+"""What is said of the noise of a private run before it trains and after it."""
+
+import numpy as np
+import pytest
+
+from fedglioma.config.run import RunConfig
+from fedglioma_server.privacy import noise_words
+from fedglioma_server.records import RunRecord, SiteData
+from fedglioma_server.spending import noise_over_gradient
+
+
+def record_of(settings: RunConfig, cases: list[int], parameters: int) -> RunRecord:
+    sites = {
+        f"site{number}": SiteData(cases=count, labels={}, modalities={}, small_cell_limit=5)
+        for number, count in enumerate(cases)
+    }
+    return RunRecord.model_construct(
+        run_id="r", created="2026", settings=settings, sites=sites, parameters=parameters
+    )
+
+
+def private(noise: float, rate: float = 0.1) -> RunConfig:
+    return RunConfig(privacy="site", noise_multiplier=noise, sampling_rate=rate, clip_norm=0.7)
+
+
+@pytest.mark.parametrize("cases", [[100], [40, 160], [30, 60, 90, 120, 150]])
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_noise_of_a_step_is_as_long_as_that_of_a_simulated_one(cases: list[int], rate: float) -> None:
+    settings, parameters, draw = private(1.3, rate), 20_000, np.random.default_rng(1)
+    mean = np.zeros(parameters)
+    for count in cases:
+        noise = draw.normal(0, 1.3 * settings.clip_norm, parameters) / (rate * count)
+        mean += noise * count / sum(cases)
+    told = noise_over_gradient(record_of(settings, cases, parameters))
+    assert told == pytest.approx(np.linalg.norm(mean) / settings.clip_norm, rel=0.03)
+
+
+def test_noise_in_the_centre_is_divided_by_the_hospitals() -> None:
+    settings = RunConfig(privacy="central", noise_multiplier=8.0, clip_norm=0.7)
+    draw = np.random.default_rng(1).normal(0, 8.0 * 0.7, 20_000) / 5
+    told = noise_over_gradient(record_of(settings, [10] * 5, 20_000))
+    assert told == pytest.approx(np.linalg.norm(draw) / 0.7, rel=0.03)
+
+
+def test_noise_that_drowns_the_gradient_is_told_with_what_helps() -> None:
+    drowned = noise_words(record_of(private(1.5), [20, 20], 100_000))
+    assert "168 times" not in drowned  # two digits are all that such an estimate has
+    assert "expect a model that guesses. More patients" in drowned
+    heard = noise_words(record_of(private(1.5), [4000, 4000], 10_000))
+    assert heard.endswith("in the mean of the sites.")
+
+
+def test_so_few_patients_that_noise_hides_them_all_are_told_without_a_number() -> None:
+    words = noise_words(record_of(private(1.0), [0, 0], 1000))
+    assert words.startswith(
+        "There are so few patients that the hospitals' noised counts add up to none: expect"
+    )
+
+
+def test_nothing_is_said_without_privacy_or_sites() -> None:
+    assert noise_words(record_of(RunConfig(), [100], 1000)) == ""
+    assert noise_words(record_of(private(1.0), [], 1000)) == ""
