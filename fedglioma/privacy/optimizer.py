@@ -7,15 +7,19 @@ from opacus.optimizers import DPOptimizerFastGradientClipping
 from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
 
 from fedglioma.errors import PrivacyError
+from fedglioma.privacy.clipped import EXCESS
 from fedglioma.privacy.noise_source import NoiseSource
 from fedglioma.privacy.secret import SecretRandom
+
+MARGIN = 1 + EXCESS
 
 
 class PrivateOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
     """Opacus' optimizer for gradients that were clipped already, with noise from a secret stream.
 
     A step takes from ``grad`` the sum that ``ClippedGradients`` left there, adds normal noise of standard
-    deviation ``noise_multiplier * clip_norm`` to every number, divides by the expected number of cases, which
+    deviation ``noise_multiplier * clip_norm`` to every number (and a ten-thousandth more, for what rounding
+    may add to a clipped gradient), divides by the expected number of cases, which
     is published, and not by how many there were, and hands it on. Also where no patient took part.
     Sum and noise are added in the gradient's own memory; Opacus would need three times as much.
 
@@ -71,7 +75,7 @@ class PrivateOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
         """Add the noise to the sums, in place."""
         for parameter in self.params:
             _check_processed_flag(parameter.summed_grad)
-            self._noise.add_to(parameter.summed_grad, self.noise_multiplier * self.max_grad_norm)
+            self._noise.add_to(parameter.summed_grad, self.noise_multiplier * self.max_grad_norm * MARGIN)
             _mark_as_processed(parameter.summed_grad)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
