@@ -6,20 +6,16 @@ no more than is known, and noise is added that hides as much (``noise.py``). The
 part of what the noise hides; they are rounded like all others.
 """
 
-import hashlib
-import hmac
-import json
 from collections.abc import Mapping, Sequence
 from math import sqrt
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import JsonValue
 
 from fedglioma.case import CHANNELS, Modality
 from fedglioma.counts import suppress
-from fedglioma.noise import DELTA, sigma_for, steady_normals
+from fedglioma.noise import DELTA, keyed_normals, sigma_for
 from fedglioma.scale import FEWEST_CASES, USUAL, Inner, LandmarkSums, Scale, fit_scale, landmark_sums
 
 _T1_LIKE: Final[tuple[Inner, Inner]] = ((27.0, 48.0, 73.0), (85.0, 96.0, 100.0))
@@ -60,27 +56,25 @@ def published_sums(cases: Cases, limit: int) -> dict[Modality, LandmarkSums]:
     return {m: _of_mean(sums.mean, counts[m]) for m, sums in landmark_sums(cases).items() if m in counts}
 
 
-def noisy_sums(cases: Cases, limit: int, epsilon: float, secret: bytes) -> dict[Modality, LandmarkSums]:
+def noisy_sums(cases: Cases, limit: int, epsilon: float, key: bytes) -> dict[Modality, LandmarkSums]:
     """Return the sums with noise that is (epsilon, ``DELTA``) private for replacing one patient's images.
 
-    The same cases, epsilon and secret give the same noise: asking again tells nothing new.
+    Parameters
+    ----------
+    key : bytes
+        Of the noise, for this answer alone (``noise.keyed_normals``).
 
     Raises
     ------
-    IdentityError
-        The secret is shorter than 32 bytes.
+    PrivacyError
+        The key is shorter than 32 bytes.
     """
     counts = _counts(cases, limit)
     if not counts:
         return {}
     sigma = noise_of_sums(epsilon, len(counts))
     true = {modality: _places(cases, modality) for modality in counts}
-    about: dict[str, JsonValue] = {
-        "sums": {modality.value: sums.tolist() for modality, sums in true.items()},
-        "prior": {modality.value: [list(edge) for edge in PRIOR[modality]] for modality in counts},
-        "sigma": sigma,
-    }
-    noise = steady_normals(secret, about, 3 * len(counts)).reshape(-1, 3)
+    noise = keyed_normals(key, 3 * len(counts)).reshape(-1, 3)
     found = {}
     for (modality, sums), drawn in zip(true.items(), noise, strict=True):
         middle, half = _box(modality)
@@ -97,9 +91,9 @@ def noisy_sums(cases: Cases, limit: int, epsilon: float, secret: bytes) -> dict[
 
 
 def private_sums(
-    cases: Cases, numbers: Mapping[Modality, float], epsilon: float, secret: bytes
-) -> tuple[dict[Modality, LandmarkSums], str]:
-    """Return noised landmarks that say nothing but themselves of a patient more or less, and their question.
+    cases: Cases, numbers: Mapping[Modality, float], epsilon: float, key: bytes
+) -> dict[Modality, LandmarkSums]:
+    """Return noised landmarks that say nothing but themselves of a patient more or less.
 
     The sums of clipped landmarks of all four modalities get noise of one deviation, whoever has which: one
     patient adds to each of three sums of each modality by half a box at most, sqrt(12) halves together. Only
@@ -111,19 +105,17 @@ def private_sums(
         One case of each patient.
     numbers : mapping
         Noised number of cases with each modality; of fewer than ``FEWEST_CASES`` nothing is told.
+    key : bytes
+        Of the noise, for this answer alone (``noise.keyed_normals``).
 
     Raises
     ------
-    IdentityError
-        The secret is shorter than 32 bytes.
+    PrivacyError
+        The key is shorter than 32 bytes.
     """
     deviation = STEPS * sigma_for(epsilon, sqrt(3 * len(CHANNELS)), DELTA)
     true = {modality: _places(cases, modality) for modality in CHANNELS}
-    about: dict[str, JsonValue] = {
-        "private sums": {modality.value: sums.tolist() for modality, sums in true.items()},
-        "deviation": deviation,
-    }
-    noise = steady_normals(secret, about, 3 * len(CHANNELS)).reshape(-1, 3)
+    noise = keyed_normals(key, 3 * len(CHANNELS)).reshape(-1, 3)
     found = {}
     for (modality, sums), drawn in zip(true.items(), noise, strict=True):
         number = round(numbers.get(modality, 0.0))
@@ -132,8 +124,7 @@ def private_sums(
             means = np.clip((sums + np.rint(deviation * drawn)) / (STEPS * number), -1, 1)
             a, b, c = (middle + half * means).tolist()
             found[modality] = _of_mean((a, b, c), number)
-    question = hmac.new(secret, json.dumps(about, sort_keys=True).encode(), hashlib.sha256).hexdigest()
-    return found, question
+    return found
 
 
 def noise_of_sums(epsilon: float, modalities: int) -> float:

@@ -1,30 +1,25 @@
-"""Gaussian noise that hides one patient in a sum, and that asking twice does not average out.
+"""Gaussian noise that hides one patient in a sum.
 
 How much: the analytic Gaussian mechanism (B. Balle, Y.-X. Wang, "Improving the Gaussian mechanism for
 differential privacy: analytical calibration and optimal denoising", ICML 2018, theorem 8). Which: numbers
-that follow from the site's secret and from what they are added to, so that the same question has the same
-answer, and another patient another noise.
+that follow from a key, which is drawn for one answer and forgotten. They must not follow from the patients:
+that an answer stayed the same would then say for certain that nobody came or went.
 """
 
 import hashlib
-import hmac
-import json
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import JsonValue
 from scipy.special import log_ndtr, ndtr, ndtri
 
-from fedglioma.errors import IdentityError
-from fedglioma.pseudonym import SECRET_BYTES
+from fedglioma.errors import PrivacyError
 
 DELTA: Final = 1e-5
 """Probability with which a patient's privacy may be lost beyond epsilon."""
-_FOR_NOISE: Final = b"FEDGLIOMA NOISE 1\n"
-"""Before what is keyed. Ids are folded to small letters before theirs, so that no id is ever this."""
+KEY_BYTES: Final = 32
+_FOR_NOISE: Final = b"FEDGLIOMA NOISE 2\n"
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -70,28 +65,21 @@ def sigma_for(epsilon: float, sensitivity: float, delta: float = DELTA) -> float
     return high * sensitivity
 
 
-def steady_normals(secret: bytes, about: Mapping[str, JsonValue], count: int) -> FloatArray:
-    """Return standard normal numbers, shape (count,), that follow from the secret and from what is said.
-
-    The same secret and words give the same numbers, on every machine and with every version of numpy; to
-    whoever lacks the secret they are random.
+def keyed_normals(key: bytes, count: int) -> FloatArray:
+    """Return standard normal numbers, shape (count,), that follow from a key; without it they are random.
 
     Parameters
     ----------
-    secret : bytes
-        The site's (``pseudonym.py``).
-    about : mapping
-        What the noise is for: all that decides it, the true values among it.
+    key : bytes
+        At least 32 from the operating system, for one answer alone.
 
     Raises
     ------
-    IdentityError
-        The secret is shorter than 32 bytes.
+    PrivacyError
+        The key is shorter than 32 bytes.
     """
-    if len(secret) < SECRET_BYTES:
-        raise IdentityError(f"the site's secret has {len(secret)} bytes; it needs at least {SECRET_BYTES}")
-    text = json.dumps(dict(about), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    key = hmac.new(secret, _FOR_NOISE + text.encode(), hashlib.sha256).digest()
-    bits = np.frombuffer(hashlib.shake_256(key).digest(8 * count), dtype="<u8")
+    if len(key) < KEY_BYTES:
+        raise PrivacyError(f"noise: its key has {len(key)} bytes; it needs at least {KEY_BYTES}")
+    bits = np.frombuffer(hashlib.shake_256(_FOR_NOISE + key).digest(8 * count), dtype="<u8")
     normals: FloatArray = ndtri((bits >> np.uint64(12)).astype(np.float64) * 2.0**-52 + 2.0**-53)
     return normals

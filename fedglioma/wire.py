@@ -91,8 +91,12 @@ class SecureReply(Body):
 
 
 class StatisticsRequest(Body):
-    """Round 0: who are you, what do you build, and which cases do you hold."""
+    """Round 0: who are you, what do you build, and which cases do you hold.
 
+    ``run`` tells apart what a site told different runs with noise.
+    """
+
+    run: str
     settings: RunConfig
     landmarks: bool = Field(
         default=True, description="whether intensity landmarks are asked for: not where a scale stands"

@@ -1,10 +1,9 @@
 """The site's part in the consortium's intensity scale: sums that it sends, and its cases laid over it."""
 
-import hashlib
-import hmac
-import json
 import logging
-from collections.abc import Mapping
+from functools import partial
+
+from pydantic import JsonValue, TypeAdapter
 
 from fedglioma.case import CHANNELS, Modality
 from fedglioma.config.run import RunConfig
@@ -15,21 +14,25 @@ from fedglioma.errors import ScaleError
 from fedglioma.landmarks import noisy_sums, private_sums, published_sums
 from fedglioma.noise import DELTA
 from fedglioma.privacy.noised_counts import one_scan_each
-from fedglioma.scale import MOST_DISTANCE, LandmarkSums, Scale, distance, landmark_sums
-from fedglioma_client.intake import secret_of
+from fedglioma.scale import FEWEST_CASES, MOST_DISTANCE, LandmarkSums, Scale, distance, landmark_sums
 from fedglioma_client.known_scale import remember_scale
 from fedglioma_client.published import told_counts
 from fedglioma_client.site import Site
-from fedglioma_client.spend import gaussian, spend_once
+from fedglioma_client.spend import gaussian, told_once
 
 logger = logging.getLogger(__name__)
 
+_SUMS = TypeAdapter(dict[Modality, LandmarkSums])
 
-def landmarks_of(site: Site, settings: RunConfig) -> tuple[dict[Modality, LandmarkSums], float | None]:
+
+def landmarks_of(
+    site: Site, settings: RunConfig, run: str
+) -> tuple[dict[Modality, LandmarkSums], float | None]:
     """Return what the site says of its cases' landmarks, and the epsilon of the noise on it, if there is any.
 
     There is where the site's settings ask for it, and in every private run; what it costs is in the ledger
-    then. Nothing is said where the run leaves each case on a scale of its own.
+    then, and what a run was told stands for that run. Nothing is said where the run leaves each case on a
+    scale of its own.
 
     Raises
     ------
@@ -48,15 +51,18 @@ def landmarks_of(site: Site, settings: RunConfig) -> tuple[dict[Modality, Landma
     # The noise hides one image set: of a patient with several, one is told of.
     chosen = {id(case) for case in one_scan_each(prepared.case for prepared in site.cases)}
     cases = [prepared.landmarks() for prepared in site.cases if id(prepared.case) in chosen]
-    secret = secret_of(site.config)
-    if settings.privacy == "site":
-        found, question = private_sums(cases, _having(site, settings), epsilon, secret)
-    else:
-        found = noisy_sums(cases, limit, epsilon, secret)
-        question = hmac.new(secret, _told(found), hashlib.sha256).hexdigest()
-    if not found:
+    private, make = settings.privacy == "site", partial(noisy_sums, cases, limit, epsilon)
+    enough = bool(published_sums(cases, limit))
+    if private:
+        numbers = _having(site, settings, run)
+        make = partial(private_sums, cases, numbers, epsilon)
+        enough = any(round(number) >= FEWEST_CASES for number in numbers.values())
+    if not enough:
         return {}, None
-    spend_once(site, "landmarks", question, gaussian(epsilon, DELTA), _told(found))
+    terms: dict[str, JsonValue] = {"private": private, "limit": limit, "epsilon": epsilon}
+    mechanism = gaussian(epsilon, DELTA)
+    told = told_once(site, run, "landmarks", terms, mechanism, lambda key: _SUMS.dump_json(make(key)))
+    found = _SUMS.validate_json(told)
     logger.info(
         "intensity landmarks of %d sequences are told with noise: epsilon %g, delta %g a patient",
         len(found),
@@ -66,13 +72,9 @@ def landmarks_of(site: Site, settings: RunConfig) -> tuple[dict[Modality, Landma
     return found, epsilon
 
 
-def _told(found: Mapping[Modality, LandmarkSums]) -> bytes:
-    return json.dumps({m.value: sums.model_dump() for m, sums in sorted(found.items())}).encode()
-
-
-def _having(site: Site, settings: RunConfig) -> dict[Modality, float]:
+def _having(site: Site, settings: RunConfig, run: str) -> dict[Modality, float]:
     """Return how many cases have each modality, of the noised counts; no more than all of them."""
-    counts = told_counts(site, settings)
+    counts = told_counts(site, settings, run)
 
     def having(modality: Modality) -> float:
         subsets = counts.modalities.items()

@@ -3,7 +3,8 @@
 Where the site stands in the sum of a subject (a run's round) lies in ``state/secure/<subject>.json``,
 readable by its owner alone, so that a site which was restarted between two messages goes on. Whose sum it
 helped to unmask stays in ``<subject>.done``: a server that lost the sum may ask for it again, but never over
-other sites, as two such sums would differ by a single site's numbers.
+other sites, as two such sums would differ by a single site's numbers. That it sent masked numbers stays known
+by ``<subject>.masked``, whatever becomes of the sum: the same numbers never leave as they are.
 """
 
 import hashlib
@@ -33,6 +34,7 @@ from fedglioma.wire import Masking, SecureReply, SecureRequest, StatisticsReques
 
 FOLDER = "secure"
 DONE = ".done"
+MASKED = ".masked"
 
 
 def exchange(request: SecureRequest, config: SiteConfig) -> SecureReply:
@@ -103,6 +105,8 @@ def mask_update(
     path, state = _for(config, masking, asked.agreed(digest_of(received), masking.totals))
     parts = update_parts(layout_of(asked.settings).sizes, asked.settings.secure_range)
     vector = coded_update(local, received, weights, masking.totals, parts, state.session.sites)
+    with replacing(path.with_suffix(MASKED), mode=PRIVATE) as file:
+        file.write(b"")
     keep(path, masked_site.mask(state, masking.inbox, vector))
     return by_group(vector, parts)
 
@@ -134,7 +138,7 @@ def require_unmasked_before(config: SiteConfig, asked: TrainRequest) -> None:
         It was.
     """
     path = _path(config, subject("train", asked.run, asked.round))
-    if path.exists() or path.with_suffix(DONE).exists():
+    if any(trace.exists() for trace in (path, path.with_suffix(DONE), path.with_suffix(MASKED))):
         raise PrivacyError("secure sum: this round was begun under masks and does not leave without them")
 
 
@@ -161,7 +165,7 @@ def _begin(request: SecureRequest, config: SiteConfig) -> KeyOffer:
 
 
 def forget_sums(config: SiteConfig, *, but: Path | None = None) -> None:
-    """Remove the secrets of sums that are over, or were given up; whose sums were unmasked stays known."""
+    """Remove the secrets of sums that are over, or were given up; what is remembered without them stays."""
     for path in (config.state / FOLDER).glob("*.json"):
         if path != but:
             forget(path)

@@ -7,9 +7,12 @@ from the newest file of an earlier round, so that a round that is asked for agai
 import hashlib
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -19,7 +22,15 @@ from fedglioma.weights import local_state
 
 logger = logging.getLogger(__name__)
 
+Norms = Mapping[str, npt.NDArray[Any]]
+"""By name in the network."""
+
 _NAME = re.compile(r"round-(\d{4,})\.safetensors")
+
+
+def norms_of(model: nn.Module) -> Norms:
+    """Return a network's normalisation layers as arrays of their own."""
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in local_state(model).items()}
 
 
 @dataclass(frozen=True)
@@ -67,11 +78,10 @@ class OwnNorms:
             for name, tensor in own.items():
                 tensor.copy_(torch.from_numpy(kept[name]))
 
-    def save(self, model: nn.Module, number: int) -> None:
+    def save(self, norms: Norms, number: int) -> None:
         """Keep what a round left, and what it started from; forget the others."""
         earlier = self._before(number)
-        tensors = {name: tensor.cpu().numpy() for name, tensor in local_state(model).items()}
-        write_safetensors(self._path(number), tensors, {"round": str(number)})
+        write_safetensors(self._path(number), dict(norms), {"round": str(number)})
         for other in self._rounds():
             if other not in (number, earlier):
                 self._path(other).unlink(missing_ok=True)

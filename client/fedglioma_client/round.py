@@ -28,11 +28,11 @@ from fedglioma_client.budget import ledger_of
 from fedglioma_client.intensities import cases_on_scale, landmarks_of
 from fedglioma_client.linkage import name_shared, tags_of
 from fedglioma_client.masking import mask_statistics, mask_update, require_unmasked_before
-from fedglioma_client.norms import OwnNorms
+from fedglioma_client.norms import OwnNorms, norms_of
 from fedglioma_client.processes import train_in_processes
 from fedglioma_client.published import told_counts
 from fedglioma_client.site import Site, agree
-from fedglioma_client.spend import PrivateRound, require_room
+from fedglioma_client.spend import Done, PrivateRound, require_room
 
 
 def statistics_round(request: StatisticsRequest, site: Site) -> StatisticsReply:
@@ -54,8 +54,10 @@ def statistics_round(request: StatisticsRequest, site: Site) -> StatisticsReply:
     terms = settings.privacy_terms
     if terms is not None:
         require_room(site, terms)
-    counts = told_counts(site, settings)
-    landmarks, landmark_epsilon = landmarks_of(site, settings) if request.landmarks else ({}, None)
+    counts = told_counts(site, settings, request.run)
+    landmarks, landmark_epsilon = (
+        landmarks_of(site, settings, request.run) if request.landmarks else ({}, None)
+    )
     layout = layout_of(settings).digest
     common = StatisticsReply(
         site=config.site,
@@ -105,6 +107,7 @@ def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[Tra
 
     In a private run the ledger is asked before the first step, and holds the spending before the update
     leaves; a round that was done already is answered with the update of then, and costs nothing again.
+    Without a labelled case it consists of noise alone.
 
     Raises
     ------
@@ -117,7 +120,7 @@ def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[Tra
     ProtocolError
         The weights are not of the network that this site builds.
     DataError
-        The site has no labelled case, or its intensities do not fit the consortium's scale.
+        The run is not private, and the site has no labelled case or its intensities do not fit the scale.
     ConfigError
         The network cannot be trained in as many processes as the site asks for.
     FedGliomaError
@@ -131,10 +134,13 @@ def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[Tra
             raise ProtocolError("secure aggregation: the server sent nothing to mask the update with")
         require_unmasked_before(config, request)
     name_shared(site, settings, request.shared)
-    counts = told_counts(site, settings)
+    counts = told_counts(site, settings, request.run)
     book = None if terms is None else PrivateRound.of(request, weights, site, terms)
     kept = None if book is None else book.kept()
-    reply, content = kept or _trained(request, weights, site, counts, book)
+    done = kept or _trained(request, weights, site, counts, book)
+    if done.norms:
+        _norms(request, site).save(done.norms, request.round)
+    reply, content = done.reply, done.update
     ledger_head = "" if book is None else book.head()
     if request.masking is not None:
         content = mask_update(
@@ -145,8 +151,8 @@ def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[Tra
 
 def _trained(
     request: TrainRequest, weights: Packed, site: Site, counts: SiteCounts, book: PrivateRound | None
-) -> tuple[TrainReply, Packed]:
-    """Return a round's report, without digest, and what leaves: before masks, where there are any."""
+) -> Done:
+    """Return what a round came to: before masks, where there are any."""
     ready = _ready(request, weights, site)
     if book is None:
         done = _fitted(ready, request, weights, site, counts, None)
@@ -158,9 +164,7 @@ def _trained(
             # That a round failed is told, and follows from what the steps drew: it is paid for.
             book.lose()
             raise
-        book.commit(*done)
-    if ready.norms is not None:
-        ready.norms.save(ready.learner.model, request.round)
+        book.commit(done)
     return done
 
 
@@ -171,7 +175,7 @@ def _fitted(
     site: Site,
     counts: SiteCounts,
     terms: PrivacyTerms | None,
-) -> tuple[TrainReply, Packed]:
+) -> Done:
     settings, config = request.settings, site.config
     started = time.perf_counter()
     summary = _fit(ready, request, site, counts, terms)
@@ -199,7 +203,7 @@ def _fitted(
     )
     if terms is None and not settings.secure_statistics:  # which losses are told says which counts are few
         reply = reply.model_copy(update=_losses(summary, ready.labelled, config.small_cell_limit))
-    return reply, content
+    return Done(reply, content, norms_of(learner.model) if settings.strategy == "fedbn" else {})
 
 
 @dataclass(frozen=True)
@@ -208,7 +212,6 @@ class _Ready:
 
     learner: Learner
     labelled: list[PreparedCase]
-    norms: OwnNorms | None
     seconds: float
 
 
@@ -218,7 +221,8 @@ def _ready(request: TrainRequest, weights: Packed, site: Site) -> _Ready:
     private, quiet = settings.privacy == "site", settings.secure_statistics
     cases = cases_on_scale(site, request.scale, private=private, quiet=quiet)
     labelled = [prepared for prepared in cases if has_target(prepared.case, settings.tasks)]
-    if not labelled:
+    # A private round without a labelled case is steps of noise: that there is one, nobody may learn for sure.
+    if not labelled and not private:
         raise DataError("no case with a known label to train on")
     torch.set_num_threads(config.threads or torch.get_num_threads())
     seed_torch(settings.seed, "train", config.site, request.round)
@@ -226,10 +230,13 @@ def _ready(request: TrainRequest, weights: Packed, site: Site) -> _Ready:
     if layout_of(settings).digest != request.layout:
         raise ProtocolError("weights: the coordinator's network differs from the one that this site builds")
     unpack(weights, learner.model, learner.loss)
-    norms = OwnNorms(config.state, request.run, request.layout) if settings.strategy == "fedbn" else None
-    if norms is not None:
-        norms.restore(learner.model, request.round)
-    return _Ready(learner, labelled, norms, time.perf_counter() - started)
+    if settings.strategy == "fedbn":
+        _norms(request, site).restore(learner.model, request.round)
+    return _Ready(learner, labelled, time.perf_counter() - started)
+
+
+def _norms(request: TrainRequest, site: Site) -> OwnNorms:
+    return OwnNorms(site.config.state, request.run, request.layout)
 
 
 def _fit(

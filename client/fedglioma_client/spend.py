@@ -7,52 +7,73 @@ gets the same update and nothing is spent twice.
 import hashlib
 import hmac
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Self
 from zipfile import BadZipFile
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from fedglioma.chain import AUDIT_FILE
 from fedglioma.config.privacy import PrivacyTerms
 from fedglioma.config.run import Payload
-from fedglioma.counts import has_target
-from fedglioma.data.prepared import PreparedCase
+from fedglioma.data.cohort import person_key
 from fedglioma.errors import BudgetExhausted, PrivacyError
+from fedglioma.noise import KEY_BYTES
 from fedglioma.privacy.accounting import Mechanism, gaussian_equivalent
 from fedglioma.privacy.ledger import Ledger
 from fedglioma.privacy.ledger_entries import ReleaseKey, Reservation, member_tags
 from fedglioma.privacy.ledger_heads import read_audited
+from fedglioma.pseudonym import plain_id
 from fedglioma.weights import GROUPS, Packed, digest_of
 from fedglioma.wire import TrainReply, TrainRequest
 from fedglioma_client.budget import ledger_of, limit_of
 from fedglioma_client.intake import secret_of
+from fedglioma_client.norms import Norms
 from fedglioma_client.site import Site
 
-STATISTICS_RUN = "statistics"
-"""What is told before the rounds depends on the patients and the terms alone: told again, it is the same."""
 LONGEST_RUN = 100
+NUMBERED = "number of a person "
 NOTHING = b""
 """What is kept of a round that failed after its first step."""
 _SECRET = b"FEDGLIOMA LEDGER SECRET 1\n"
 
-Kept = tuple[TrainReply, Packed]
+_OWN = "own norm "
 
 
-def spend_once(site: Site, what: str, question: str, mechanism: Mechanism, content: bytes) -> None:
-    """Record that something noised is told of all the site's patients, unless it was told before.
+@dataclass(frozen=True)
+class Done:
+    """What a round came to: report without digest, what leaves, and with FedBN the norms that stay."""
+
+    reply: TrainReply
+    update: Packed
+    norms: Norms
+
+
+def told_once(
+    site: Site,
+    run: str,
+    what: str,
+    terms: Mapping[str, JsonValue],
+    mechanism: Mechanism,
+    tell: Callable[[bytes], bytes],
+) -> bytes:
+    """Return something noised that a run is told of all the site's patients: what it was told, if it was.
+
+    Neither what is answered the second time nor whether it is paid for depends on the patients of then: that
+    an answer changed, or did not, would say without noise who came or went meanwhile.
 
     Parameters
     ----------
     what : str
         ``counts`` or ``landmarks``.
-    question : str
-        A digest of all that decides the answer, noise included; the same question has the same answer.
-    content : bytes
-        What is told.
+    terms : mapping
+        What was asked for besides, of nobody's data; with other terms it is another question.
+    tell : callable
+        Given a key for the noise, drawn for this answer, what is told.
 
     Raises
     ------
@@ -64,12 +85,18 @@ def spend_once(site: Site, what: str, question: str, mechanism: Mechanism, conte
     ledger = ledger_of(site.config)
     _require_heads(ledger, site, "")
     _require_secret(ledger, site)
-    key = ReleaseKey(run=STATISTICS_RUN, round=0, what=f"{what}:{question[:32]}")
-    if ledger.committed(key) is None:
-        about = _about_secret(site)
-        limit = limit_of(site.config)
-        reserved = ledger.reserve(key, [mechanism], _tags(site, site.cases), limit, about=about)
-        ledger.commit(reserved, content)
+    question = hashlib.sha256(json.dumps(dict(terms), sort_keys=True).encode()).hexdigest()[:32]
+    key = ReleaseKey(run=_run_name(run), round=0, what=f"{what}:{question}")
+    while ledger.committed(key) is not None:
+        if (content := ledger.stored(key)) is not None:
+            return content
+        key = key.model_copy(update={"attempt": key.attempt + 1})  # gone: it is drawn and paid for anew
+    limit, about = limit_of(site.config), _about_secret(site)
+    number = len(_people(site))
+    reserved = ledger.reserve(key, [mechanism], _tags(site), limit, patients=number, about=about)
+    content = tell(os.urandom(KEY_BYTES))
+    ledger.commit(reserved, content)
+    return content
 
 
 def _require_heads(ledger: Ledger, site: Site, heard: str) -> None:
@@ -105,7 +132,7 @@ def require_room(site: Site, terms: PrivacyTerms) -> None:
         The ledger is not as it was written.
     """
     limit = limit_of(site.config)
-    if not ledger_of(site.config).allows([_step(terms)], _tags(site, site.cases), limit):
+    if not ledger_of(site.config).allows([_step(terms)], _tags(site), limit):
         raise BudgetExhausted(
             f"the run's terms: not one round of noise multiplier {terms.noise_multiplier:g} fits what is "
             f"left of epsilon {limit.epsilon:g}"
@@ -136,7 +163,7 @@ class PrivateRound:
     request: TrainRequest
     terms: PrivacyTerms
     received: str
-    _kept: Kept | None = None
+    _kept: Done | None = None
     _reserved: Reservation | None = None
 
     @classmethod
@@ -162,8 +189,8 @@ class PrivateRound:
         ledger.settle(keep=key)
         return cls(ledger, key, site, request, terms, digest, kept)
 
-    def kept(self) -> Kept | None:
-        """Return report and update of this round if it was done before."""
+    def kept(self) -> Done | None:
+        """Return what this round came to if it was done before."""
         return self._kept
 
     def reserve(self) -> None:
@@ -175,12 +202,13 @@ class PrivateRound:
             They would cost a patient more than the site allows.
         """
         terms = self.terms
-        trained = [item for item in self.site.cases if has_target(item.case, self.request.settings.tasks)]
+        # Of all, also those without a label for these tasks: who has one is nobody's business.
         self._reserved = self.ledger.reserve(
             self.key,
             [_step(terms)],
-            _tags(self.site, trained),
+            _tags(self.site),
             limit_of(self.site.config),
+            patients=len(_people(self.site)),
             about={
                 "model": self.request.settings.model,
                 "clip_norm": terms.clip_norm,
@@ -191,8 +219,10 @@ class PrivateRound:
             },
         )
 
-    def commit(self, reply: TrainReply, content: Packed) -> None:
-        """Put report and update on disk and the spending into the ledger; only then may they leave.
+    def commit(self, done: Done) -> None:
+        """Put it on disk and the spending into the ledger; only then may report and update leave.
+
+        Norms are kept with them, so that those of a round that a crash took before are not lost.
 
         Raises
         ------
@@ -200,7 +230,7 @@ class PrivateRound:
             Nothing is reserved for them any more: they must not leave.
         """
         if self._reserved is not None:
-            self.ledger.commit(self._reserved, _packed(reply, content, self.received))
+            self.ledger.commit(self._reserved, _packed(done, self.received))
 
     def lose(self) -> None:
         """Put the spending into the ledger although nothing but a refusal leaves."""
@@ -212,24 +242,34 @@ class PrivateRound:
         return self.ledger.head().digest
 
 
-def _tags(site: Site, cases: Iterable[PreparedCase]) -> tuple[str, ...]:
-    return member_tags(secret_of(site.config), {item.case.patient for item in cases})
+def _tags(site: Site) -> tuple[str, ...]:
+    """Return the tags of the site's patients: of the person behind each id, and of a national number too.
+
+    Another time point of a person, or a new id with the same number, is not a new person to the ledger.
+    """
+    numbers = {plain_id(item.case.linkage_id or "") for item in site.cases} - {""}
+    return member_tags(secret_of(site.config), _people(site) | {f"{NUMBERED}{number}" for number in numbers})
+
+
+def _people(site: Site) -> set[str]:
+    return {person_key(item.case.patient) for item in site.cases}
 
 
 def _run_name(run: str) -> str:
     return run if 0 < len(run) <= LONGEST_RUN else hashlib.sha256(run.encode()).hexdigest()
 
 
-def _packed(reply: TrainReply, content: Packed, received: str) -> bytes:
-    about = json.dumps({"received": received, "reply": reply.model_dump_json()}).encode()
-    arrays: dict[str, Any] = {"about": np.frombuffer(about, np.uint8), **content}
+def _packed(done: Done, received: str) -> bytes:
+    about = json.dumps({"received": received, "reply": done.reply.model_dump_json()}).encode()
+    norms = {f"{_OWN}{name}": norm for name, norm in done.norms.items()}
+    arrays: dict[str, Any] = {"about": np.frombuffer(about, np.uint8), **done.update, **norms}
     file = BytesIO()
     np.savez(file, **arrays)
     return file.getvalue()
 
 
-def _unpacked(stored: bytes | None, received: str, payload: Payload) -> Kept | None:
-    """Return report and update; None where they are gone, or were made for other weights or to be masked."""
+def _unpacked(stored: bytes | None, received: str, payload: Payload) -> Done | None:
+    """Return what was kept; None where it is gone, or was made for other weights or to be masked."""
     if stored is None:
         return None
     try:
@@ -240,6 +280,7 @@ def _unpacked(stored: bytes | None, received: str, payload: Payload) -> Kept | N
             reply = TrainReply.model_validate_json(about["reply"])
             if reply.payload != payload:
                 return None
-            return reply, {group: file[group] for group in GROUPS}
+            norms = {name.removeprefix(_OWN): file[name] for name in file.files if name.startswith(_OWN)}
+            return Done(reply, {group: file[group] for group in GROUPS}, norms)
     except (BadZipFile, EOFError, OSError, ValueError, KeyError, ValidationError):
         return None  # of an older version: it cannot be sent again, and the round is paid for anew

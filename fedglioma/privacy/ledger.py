@@ -147,6 +147,8 @@ class Ledger:
         mechanisms: Sequence[Mechanism],
         members: Collection[str],
         limit: Budget,
+        *,
+        patients: int | None = None,
         about: About | None = None,
     ) -> Reservation:
         """Set aside what a release will spend, before its first step; on disk when it returns.
@@ -158,6 +160,8 @@ class Ledger:
         ----------
         members : collection of tags
             Every patient who may take part in a step (``member_tags``).
+        patients : int, optional
+            How many they are, where one may have several tags.
         about : mapping or None
             Words and numbers for the screen, as ``clip_norm``; none of a patient.
 
@@ -183,7 +187,7 @@ class Ledger:
                 key=key,
                 mechanisms=tuple(mechanisms),
                 members=self._file.write_set(members),
-                patients=len(set(members)),
+                patients=patients or len(set(members)),
                 about=about or {},
             )
             if earlier is not None:
@@ -286,11 +290,8 @@ class Ledger:
         earlier = {
             digest
             for other, digest in done
-            if other.run == key.run
-            and (
-                other.round < key.round
-                or ((other.round, other.what) == (key.round, key.what) and other.attempt < key.attempt)
-            )
+            if (other.run, other.what) == (key.run, key.what)
+            and (other.round, other.attempt) < (key.round, key.attempt)
         }
         needed = {digest for other, digest in done if other == key or other.run != key.run}
         for digest in earlier - needed:

@@ -165,11 +165,8 @@ class LedgerFile:
             It is not as it was written; or it may not be read.
         """
         try:
-            if write and not self.exists():
-                for folder in (self.folder, self.folder / SETS, self.folder / OUTBOX):
-                    folder.mkdir(mode=OWN, parents=True, exist_ok=True)
-                sync(self.folder.parent)
-                sync(self.folder)
+            if write:
+                self._make_folders(new=not self.exists())
             with chain.opened(self.path, write=write, mode=PRIVATE) as handle:
                 yield OpenLedger(self, handle)
         except OSError as error:
@@ -178,6 +175,17 @@ class LedgerFile:
                 f"{place}: the privacy ledger cannot be used ({error.strerror or error}); nothing private "
                 "leaves without it: give the client's user the right to read and write"
             ) from None
+
+    def _make_folders(self, *, new: bool) -> None:
+        """Make what is not there: of a ledger that was put back from a backup, folders that were empty."""
+        folders = (self.folder, self.folder / SETS, self.folder / OUTBOX)
+        if all(folder.is_dir() for folder in folders):
+            return
+        for folder in folders:
+            folder.mkdir(mode=OWN, parents=True, exist_ok=True)
+        sync(self.folder)
+        if new:
+            sync(self.folder.parent)
 
     def require_nothing_else(self) -> None:
         """Raise ``PrivacyError`` where there is no line, and yet a trace of one."""

@@ -17,9 +17,6 @@ One patient more or less changes at most 7 cells by 1 each: a Euclidean length o
 with a known label and an outline reaches.
 """
 
-import hashlib
-import hmac
-import json
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from itertools import chain
@@ -28,12 +25,12 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, JsonValue
+from pydantic import Field
 
 from fedglioma.case import GENES, SUBSETS, TASKS, UNKNOWN, Case, Frozen, Gene, Task, subset_name
 from fedglioma.counts import Cells, SiteCounts, has_target, round_up, suppress, task_weights
 from fedglioma.errors import PrivacyError
-from fedglioma.noise import sigma_for, steady_normals
+from fedglioma.noise import keyed_normals, sigma_for
 
 LABELS: Final = (0, 1, UNKNOWN)
 CELLS: Final = 2 + len(GENES) * len(LABELS) + len(SUBSETS) + 1
@@ -45,25 +42,19 @@ SENSITIVITY: Final = sqrt(TOUCHED)
 _TOTAL, _TRAINED, _FIRST_LABEL = 0, 1, 2
 _FIRST_SUBSET: Final = _FIRST_LABEL + len(GENES) * len(LABELS)
 _MASKS: Final = CELLS - 1
-_QUESTION: Final = b"FEDGLIOMA COUNTS 1\n"
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 
 class NoisedCounts(Frozen):
-    """What a site publishes, and what that costs.
-
-    ``question`` follows from what was asked and from the patients; the same has the same answer, so that a
-    ledger that has it pays nothing again. It is keyed, but is for the site's own ledger alone.
-    """
+    """What a site publishes, and what that costs."""
 
     counts: SiteCounts
     sigma: float = Field(gt=0, description="standard deviation of the noise on each cell, in patients")
     sensitivity: float = Field(gt=0, description="how far one patient more or less moves all cells together")
     epsilon: float = Field(gt=0)
     delta: float = Field(gt=0, lt=1)
-    question: str
 
     @property
     def noise_multiplier(self) -> float:
@@ -78,24 +69,23 @@ def noised_counts(
     *,
     epsilon: float,
     delta: float,
-    secret: bytes,
+    key: bytes,
 ) -> NoisedCounts:
     """Return a site's counts with Gaussian noise: (epsilon, delta) private for one patient more or less.
 
-    The same patients, terms and secret give the same answer. A site that says anything says that it has a
-    patient to train on: noise must not take it out of the run.
+    A site that says anything says that it has a patient to train on: noise must not take it out of the run.
 
     Parameters
     ----------
     limit : int
         The site's small-cell limit; what is published is rounded to its multiples, as without noise.
+    key : bytes
+        Of the noise, for this answer alone (``noise.keyed_normals``).
 
     Raises
     ------
     PrivacyError
-        epsilon, delta or the limit is not what it must be.
-    IdentityError
-        The secret is shorter than 32 bytes.
+        epsilon, delta, the limit or the key is not what it must be.
     """
     if not (epsilon > 0 and 0 < delta < 1 and limit >= 1):
         raise PrivacyError(
@@ -103,16 +93,12 @@ def noised_counts(
             f"small-cell limit {limit} at least 1"
         )
     sigma = sigma_for(epsilon, SENSITIVITY, delta)
-    cells = cells_of(cases, tasks)
     return NoisedCounts(
-        counts=published(with_noise(cells, sigma, secret), limit),
+        counts=published(with_noise(cells_of(cases, tasks), sigma, key), limit),
         sigma=sigma,
         sensitivity=SENSITIVITY,
         epsilon=epsilon,
         delta=delta,
-        question=hmac.new(
-            secret, _QUESTION + json.dumps(_about(cells, sigma), sort_keys=True).encode(), hashlib.sha256
-        ).hexdigest(),
     )
 
 
@@ -143,7 +129,7 @@ def cells_of(cases: Iterable[Case], tasks: Collection[Task] = TASKS) -> IntArray
     return cells
 
 
-def with_noise(cells: IntArray, sigma: float, secret: bytes) -> FloatArray:
+def with_noise(cells: IntArray, sigma: float, key: bytes) -> FloatArray:
     """Return the cells (``CELLS``,) with noise, made to add up again: the labels of a gene, the sequences.
 
     The nearest numbers that add up: the mean stays true, and what is known of counts takes some of the noise
@@ -151,10 +137,10 @@ def with_noise(cells: IntArray, sigma: float, secret: bytes) -> FloatArray:
 
     Raises
     ------
-    IdentityError
-        The secret is shorter than 32 bytes.
+    PrivacyError
+        The key is shorter than 32 bytes.
     """
-    noisy = cells + sigma * steady_normals(secret, _about(cells, sigma), CELLS)
+    noisy = cells + sigma * keyed_normals(key, CELLS)
     sums = _sums()
     nearest: FloatArray = noisy - sums.T @ np.linalg.solve(sums @ sums.T, sums @ noisy)
     return nearest
@@ -182,11 +168,6 @@ def published(noisy: FloatArray, limit: int) -> SiteCounts:
         weights={"trunk": float(trunk)} | task_weights(labels, cells[_MASKS], limit),
         limit=limit,
     )
-
-
-def _about(cells: IntArray, sigma: float) -> dict[str, JsonValue]:
-    # sigma too: the same normals at two sizes would give the counts away.
-    return {"counts": cells.tolist(), "sigma": sigma}
 
 
 @lru_cache(maxsize=1)

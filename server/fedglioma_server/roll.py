@@ -160,11 +160,13 @@ class Roll:
         record = self._coordinator.folder.read()
         settings, known = record.settings, record.scale
         # A scale that stands changes no more: what a late site's landmarks are stays with it.
-        asked = StatisticsRequest(settings=settings, landmarks=settings.common_scale and known is None)
+        asked = StatisticsRequest(
+            run=record.key, settings=settings, landmarks=settings.common_scale and known is None
+        )
         if settings.secure_statistics and record.pooled is None and nodes:
             members = self._coordinator.members
             names = dict.fromkeys(nodes) if members is None else {n: members()[n] for n in nodes}
-            run = self._coordinator.folder.key()
+            run = record.key
             told = summed(self._grid, asked, names, run=run, wait_s=timeout, send=self._send)
             self._coordinator.folder.update(pooled=told)
         else:

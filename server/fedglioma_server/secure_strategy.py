@@ -38,6 +38,8 @@ class SecureStrategy(RoundStrategy):
     """
 
     totals: Mapping[str, float] | None = None
+    _trained: tuple[int, set[str]] = (0, set())
+    """A round, and the sites that trained for it, also where its sum was begun anew without them."""
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -72,10 +74,14 @@ class SecureStrategy(RoundStrategy):
             round_number=request.round,
         )
         inboxes = self._sum.open()
+        if self._trained[0] != request.round:
+            self._trained = (request.round, set())
         for node in set(own) - set(inboxes):
             site = self.nodes[node].site
             reason = self._sum.left_out.get(site, "it did not take part in the exchange of keys")
-            self.ledger.sites[site] = SiteRound(status="no_reply", code="not_masked", reason=reason)
+            code = "no_reply" if site in self._trained[1] else "not_masked"  # it trained when asked before
+            self.ledger.sites[site] = SiteRound(status="no_reply", code=code, reason=reason)
+        self._trained[1].update(self.nodes[node].site for node in inboxes)
         return {
             node: asked.model_copy(
                 update={

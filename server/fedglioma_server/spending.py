@@ -14,6 +14,9 @@ from fedglioma.noise import DELTA
 from fedglioma.privacy.accounting import Mechanism, epsilon_of, gaussian_equivalent, noise_for
 from fedglioma_server.records import RoundRecord, RunRecord, SiteRound
 
+NOTHING_SPENT = frozenset({"policy", "budget", "idle", "not_connected", "not_masked"})
+"""Why a site was left out before its first step."""
+
 
 @lru_cache(maxsize=64)
 def with_noise(settings: RunConfig) -> RunConfig:
@@ -92,7 +95,7 @@ def _spent(settings: RunConfig, rounds: Sequence[Mapping[str, SiteRound]]) -> di
     heard: dict[str, int] = {}
     for sites in rounds:
         for site, entry in sites.items():
-            heard[site] = heard.get(site, 0) + _may_have_sent(entry)
+            heard[site] = heard.get(site, 0) + _may_have_spent(entry)
     if settings.privacy == "central":
         heard = dict.fromkeys(heard, sum(map(bool, rounds)))
     return {site: epsilon_after(settings, number) for site, number in sorted(heard.items())}
@@ -115,10 +118,9 @@ def noise_over_gradient(record: RunRecord) -> float | None:
     return length * sqrt(sites) / (settings.sampling_rate * cases) if cases else inf
 
 
-def _may_have_sent(entry: SiteRound) -> bool:
-    """Whether a site's update may have left it: used or not, in time or too late."""
-    late = entry.status == "no_reply" and entry.code == "no_reply"
-    return late or entry.status in ("ok", "error") or entry.code in ("refused",)
+def _may_have_spent(entry: SiteRound) -> bool:
+    """Whether a site's patients may have lost by a round: one that failed is paid for too."""
+    return entry.status == "ok" or entry.code not in NOTHING_SPENT
 
 
 def with_epsilon(

@@ -331,7 +331,7 @@ def test_site_refuses_to_take_part_and_tells_the_server_nothing_of_it(
     Cache(tmp_path / "cache").put(KEY, ARRAY, RECORD)
     (tmp_path / "cache" / "Anna_Schmidt.nii.gz").write_bytes(b"")
     change(tmp_path / "cache", lambda table: table["record"].update(PatientName="ANNA"))
-    asked = StatisticsRequest(settings=RunConfig(width=1, crop=16, spacing_mm=8))
+    asked = StatisticsRequest(run="r", settings=RunConfig(width=1, crop=16, spacing_mm=8))
     grid = InlineGrid(app, [{SITE_CONFIG_KEY: str(path)}], {})
     message = Message(request_record(asked), dst_node_id=1, message_type=STATISTICS, group_id="0")
     (reply,) = grid.send_and_receive([message])

@@ -50,7 +50,10 @@ def questions() -> dict[str, RecordDict]:
         class_counts=dict.fromkeys(GENES, (1.0, 1.0)),
         layout="0" * 64,
     )
-    return {STATISTICS: request_record(StatisticsRequest(settings=ASKED)), TRAIN: request_record(train)}
+    return {
+        STATISTICS: request_record(StatisticsRequest(run="r", settings=ASKED)),
+        TRAIN: request_record(train),
+    }
 
 
 @pytest.mark.parametrize("kind", [STATISTICS, TRAIN])
@@ -104,7 +107,7 @@ def test_weights_of_another_size_are_refused_before_any_data_are_looked_for(tmp_
     content = questions()[TRAIN]
     arrays = layout_of(ASKED).empty()
     arrays["trunk"] = np.zeros(3, np.float32)
-    content["weights"] = request_record(StatisticsRequest(settings=ASKED), arrays)["weights"]
+    content["weights"] = request_record(StatisticsRequest(run="r", settings=ASKED), arrays)["weights"]
     refusal = body_of(answer(tmp_path, content, TRAIN).content, Refusal)
     assert (refusal.error, refusal.exit_code) == ("ProtocolError", 1)
     assert "weights: group trunk should be" in refusal.reason

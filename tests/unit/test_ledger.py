@@ -179,7 +179,7 @@ def test_rounds_left_are_as_many_as_are_then_allowed(ledger: Ledger) -> None:
 
 def test_runs_are_summed_up_with_what_each_cost(ledger: Ledger) -> None:
     for number in (1, 2):
-        reservation = ledger.reserve(key(number), noise(5, 4), tags(1, 2), AMPLE, {"clip_norm": 0.5})
+        reservation = ledger.reserve(key(number), noise(5, 4), tags(1, 2), AMPLE, about={"clip_norm": 0.5})
         ledger.commit(reservation, b"%d" % number)
     spend(ledger, key(0, run="b", what="counts"), 8.0, (1,))
     spend(ledger, key(1, run="b"), 3.0, (1,))

@@ -1,6 +1,4 @@
-"""Noise on sums: as much as theory asks for and no more, and the same whenever the same is asked."""
-
-import hmac
+"""Noise on sums: as much as theory asks for and no more, drawn by a key."""
 
 import numpy as np
 import pytest
@@ -8,11 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from fedglioma.errors import IdentityError
-from fedglioma.noise import DELTA, delta_of, sigma_for, steady_normals
-from fedglioma.pseudonym import pseudonym
-
-SECRET = bytes(range(32))
+from fedglioma.errors import PrivacyError
+from fedglioma.noise import DELTA, delta_of, keyed_normals, sigma_for
 
 
 @pytest.mark.parametrize(
@@ -71,51 +66,21 @@ def test_amounts_that_mean_nothing_are_refused(epsilon: float, sensitivity: floa
 
 
 def test_noise_is_normal_and_no_two_numbers_hang_together() -> None:
-    drawn = np.array([steady_normals(SECRET, {"number": number}, 12) for number in range(2000)])
+    drawn = np.array([keyed_normals(number.to_bytes(32), 12) for number in range(2000)])
     assert stats.kstest(drawn.ravel(), "norm").pvalue > 1e-3
     assert drawn.std() == pytest.approx(1, abs=0.02)
     assert np.abs(np.corrcoef(drawn.T) - np.eye(12)).max() < 0.1
 
 
 @settings(max_examples=50)
-@given(st.dictionaries(st.text(max_size=5), st.integers() | st.lists(st.integers())), st.integers(1, 20))
-def test_same_question_has_the_same_noise(about: dict[str, object], count: int) -> None:
-    first = steady_normals(SECRET, about, count)  # type: ignore[arg-type]
-    shuffled = dict(reversed(about.items()))
-    assert np.array_equal(steady_normals(SECRET, shuffled, count), first)  # type: ignore[arg-type]
-    assert np.array_equal(steady_normals(SECRET, about, count + 1)[:count], first)  # type: ignore[arg-type]
+@given(st.binary(min_size=32, max_size=64), st.integers(1, 20))
+def test_a_key_gives_one_stream_of_finite_numbers(key: bytes, count: int) -> None:
+    first = keyed_normals(key, count)
+    assert np.array_equal(keyed_normals(key, count + 1)[:count], first)
     assert np.isfinite(first).all()
+    assert not np.intersect1d(first, keyed_normals(key + b"\0", count)).size
 
 
-def test_another_secret_or_another_value_is_another_noise() -> None:
-    first = steady_normals(SECRET, {"sums": [1, 2]}, 4)
-    assert not np.intersect1d(first, steady_normals(SECRET[::-1], {"sums": [1, 2]}, 4)).size
-    assert not np.intersect1d(first, steady_normals(SECRET, {"sums": [1, 3]}, 4)).size
-
-
-def test_noise_stays_what_it_is_with_every_version_of_the_libraries() -> None:
-    """A changed stream would be a second draw over the same sums: the mean of both tells more."""
-    found = steady_normals(SECRET, {"sums": {"t1": [1, -2, 3]}}, 3)
-    np.testing.assert_allclose(found, KEPT, rtol=1e-12)
-
-
-KEPT = [-0.8384054520711185, 0.782054140533493, -0.8187677203170481]
-
-
-def test_no_patients_id_is_keyed_as_noise_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    keyed: list[bytes] = []
-
-    def listen(secret: bytes, text: bytes, kind: object) -> object:
-        keyed.append(text)
-        return real(secret, text, kind)
-
-    real = hmac.new
-    monkeypatch.setattr("hmac.new", listen)
-    steady_normals(SECRET, {}, 1)
-    pseudonym(SECRET, keyed[0].decode())
-    assert keyed[0] != keyed[1]
-
-
-def test_short_secret_is_refused() -> None:
-    with pytest.raises(IdentityError, match="32"):
-        steady_normals(b"short", {}, 1)
+def test_short_key_is_refused() -> None:
+    with pytest.raises(PrivacyError, match="32"):
+        keyed_normals(b"short", 1)

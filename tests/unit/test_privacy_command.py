@@ -66,7 +66,7 @@ def fill(ledger: Ledger) -> None:
     """Twelve rounds of a run, a repeated one, counts, and a round of another run that is open."""
     for number in range(1, 13):
         about = {"clip_norm": 0.5, "clipping": "flat"}
-        reservation = ledger.reserve(key(number, run="first"), noise(9, 4), tags(1, 2), AMPLE, about)
+        reservation = ledger.reserve(key(number, run="first"), noise(9, 4), tags(1, 2), AMPLE, about=about)
         ledger.commit(reservation, b"%d" % number)
     spend(ledger, key(0, run="first", what="counts"), 20.0)
     ledger.reserve(key(1, run="second"), noise(9), tags(3), AMPLE)

@@ -1,6 +1,7 @@
 """What a hospital says of its intensities, and when its cases are not laid on the scale."""
 
 from dataclasses import replace
+from math import sqrt
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from fedglioma.config.run import RunConfig
 from fedglioma.config.site import PrivacyLimits, SiteConfig
 from fedglioma.data.prepared import PreparedCase
 from fedglioma.errors import BudgetExhausted, ScaleError
+from fedglioma.noise import delta_of, sigma_for
 from fedglioma.privacy.ledger import Ledger
 from fedglioma.scale import fit_scale
 from fedglioma_client import intensities
@@ -41,25 +43,28 @@ def hospital(
     return Site(config, cases)
 
 
-def landmarks_of(site: Site, settings: RunConfig) -> dict:
+def landmarks_of(site: Site, settings: RunConfig, run: str = "first") -> dict:
     """Return the landmarks alone, without the epsilon of their noise."""
-    return intensities.landmarks_of(site, settings)[0]
+    return intensities.landmarks_of(site, settings, run)[0]
 
 
-def test_asking_again_has_the_same_answer_and_another_hospital_has_another(tmp_path, cases):
-    told = landmarks_of(hospital(tmp_path / "a", cases, 1.0), RUN)
+def test_what_a_run_was_told_stands_whoever_came_or_went_since(tmp_path, cases):
+    told = landmarks_of(hospital(tmp_path / "a", cases, 8.0), RUN)
     assert told
-    for again in (cases, cases[::-1]):
-        assert landmarks_of(hospital(tmp_path / "a", again, 1.0), RUN) == told
-    other = landmarks_of(hospital(tmp_path / "b", cases, 1.0), RUN)
-    assert other.keys() == told.keys()
-    assert other != told, "the secret is another"
+    for later in (cases, cases[::-1], cases[:5]):
+        assert landmarks_of(hospital(tmp_path / "a", later, 8.0), RUN) == told
 
 
-def test_one_patient_more_or_another_epsilon_is_another_noise(tmp_path, cases):
-    told = landmarks_of(hospital(tmp_path, cases, 8.0), RUN)
-    for other in (hospital(tmp_path, cases[:5], 8.0), hospital(tmp_path, cases, 8.5)):
-        assert not set(landmarks_of(other, RUN).values()) & set(told.values())
+def test_another_run_or_hospital_or_epsilon_draws_other_noise(tmp_path, cases):
+    told = set(landmarks_of(hospital(tmp_path / "a", cases, 8.0), RUN).values())
+    others = [
+        landmarks_of(hospital(tmp_path / "a", cases, 8.0), RUN, run="second"),
+        landmarks_of(hospital(tmp_path / "a", cases, 8.5), RUN),
+        landmarks_of(hospital(tmp_path / "b", cases, 8.0), RUN),
+    ]
+    for other in others:
+        assert len(other) == len(told)
+        assert not told & set(other.values())
 
 
 def test_what_noisy_landmarks_cost_is_in_the_ledger_once(tmp_path, cases):
@@ -68,6 +73,18 @@ def test_what_noisy_landmarks_cost_is_in_the_ledger_once(tmp_path, cases):
     ledger = Ledger(tmp_path / "state", "henan")
     assert len(ledger.entries()) == 1
     assert ledger.epsilon_spent(None, 1e-5, "prv") == pytest.approx(1.0, rel=1e-3)
+    landmarks_of(hospital(tmp_path, cases, 1.0), RUN, run="second")
+    # Two Gaussian mechanisms of noise s are one of s / sqrt(2).
+    both = sigma_for(1.0, 1.0) / sqrt(2)
+    assert delta_of(both, ledger.epsilon_spent(None, 1e-5, "prv"), 1.0) == pytest.approx(1e-5, rel=1e-3)
+
+
+def test_answer_that_was_lost_is_drawn_and_paid_for_anew(tmp_path, cases):
+    told = landmarks_of(hospital(tmp_path, cases, 8.0), RUN)
+    for kept in (tmp_path / "state" / "privacy" / "outbox").iterdir():
+        kept.unlink()
+    assert not set(landmarks_of(hospital(tmp_path, cases, 8.0), RUN).values()) & set(told.values())
+    assert len(Ledger(tmp_path / "state", "henan").entries()) == 2
 
 
 def test_landmarks_that_would_cost_more_than_is_left_are_not_told(tmp_path, cases):

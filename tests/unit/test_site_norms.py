@@ -10,7 +10,7 @@ from fedglioma.config.run import RunConfig
 from fedglioma.errors import FedGliomaError
 from fedglioma.training.learner import EQUAL_COUNTS, build_learner
 from fedglioma.weights import keep_norms_local, local_state, pack, shared_state, unpack
-from fedglioma_client.norms import OwnNorms
+from fedglioma_client.norms import OwnNorms, norms_of
 
 
 class Small(nn.Module):
@@ -81,8 +81,8 @@ def test_round_starts_from_what_the_last_one_left(tmp_path: Path) -> None:
     first = model_of(7)
     own.restore(first, 1)
     assert value_in(first) == 7  # nothing was kept yet
-    own.save(model_of(1), 1)
-    own.save(model_of(4), 4)
+    own.save(norms_of(model_of(1)), 1)
+    own.save(norms_of(model_of(4)), 4)
     for number, expected in ((2, 1), (4, 1), (5, 4), (9, 4)):
         model = model_of(0)
         own.restore(model, number)
@@ -92,11 +92,11 @@ def test_round_starts_from_what_the_last_one_left(tmp_path: Path) -> None:
 def test_round_that_is_asked_for_again_starts_where_it_started(tmp_path: Path) -> None:
     own = norms(tmp_path)
     for number in (1, 2, 3):
-        own.save(model_of(number), number)
+        own.save(norms_of(model_of(number)), number)
     again = model_of(0)
     own.restore(again, 3)
     assert value_in(again) == 2
-    own.save(model_of(33), 3)
+    own.save(norms_of(model_of(33)), 3)
     last = model_of(0)
     own.restore(last, 4)
     assert value_in(last) == 33
@@ -105,7 +105,7 @@ def test_round_that_is_asked_for_again_starts_where_it_started(tmp_path: Path) -
 def test_only_a_round_and_its_start_are_kept(tmp_path: Path) -> None:
     own = norms(tmp_path)
     for number in range(1, 6):
-        own.save(model_of(number), number)
+        own.save(norms_of(model_of(number)), number)
     assert sorted(path.name for path in own.folder.iterdir()) == [
         "round-0004.safetensors",
         "round-0005.safetensors",
@@ -113,7 +113,7 @@ def test_only_a_round_and_its_start_are_kept(tmp_path: Path) -> None:
 
 
 def test_runs_do_not_see_each_others_norms(tmp_path: Path) -> None:
-    norms(tmp_path).save(model_of(1), 1)
+    norms(tmp_path).save(norms_of(model_of(1)), 1)
     model = model_of(0)
     norms(tmp_path, "b").restore(model, 2)
     assert value_in(model) == 0
@@ -121,13 +121,13 @@ def test_runs_do_not_see_each_others_norms(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../../etc", "a/b", "", "x" * 1000])
 def test_name_of_a_run_leads_nowhere_else(tmp_path: Path, name: str) -> None:
-    norms(tmp_path / "state", name).save(model_of(1), 1)
+    norms(tmp_path / "state", name).save(norms_of(model_of(1)), 1)
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
 
 def test_norms_of_another_network_and_damaged_ones_are_refused(tmp_path: Path) -> None:
     own = norms(tmp_path)
-    own.save(model_of(1, channels=8), 1)
+    own.save(norms_of(model_of(1, channels=8)), 1)
     with pytest.raises(FedGliomaError, match="another network"):
         own.restore(model_of(0), 2)
     (own.folder / "round-0001.safetensors").write_bytes(b"half")

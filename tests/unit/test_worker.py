@@ -130,7 +130,7 @@ class Scene:
 
 
 def statistics() -> RecordDict:
-    return request_record(StatisticsRequest(settings=RunConfig()))
+    return request_record(StatisticsRequest(run="r", settings=RunConfig()))
 
 
 def refusal_of(scene: Scene) -> Refusal:
