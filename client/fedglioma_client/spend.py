@@ -21,6 +21,7 @@ from fedglioma.chain import AUDIT_FILE
 from fedglioma.config.privacy import PrivacyTerms
 from fedglioma.config.run import Payload
 from fedglioma.data.cohort import person_key
+from fedglioma.data.manifest import bare_id
 from fedglioma.errors import BudgetExhausted, PrivacyError
 from fedglioma.noise import KEY_BYTES
 from fedglioma.privacy.accounting import Mechanism, gaussian_equivalent
@@ -252,7 +253,8 @@ def _tags(site: Site) -> tuple[str, ...]:
 
 
 def _people(site: Site) -> set[str]:
-    return {person_key(item.case.patient) for item in site.cases}
+    people = (person_key(item.case.patient.strip()) for item in site.cases)
+    return {bare_id(plain_id(person)) or person for person in people}
 
 
 def _run_name(run: str) -> str:

@@ -87,6 +87,9 @@ def test_masked_round_ends_where_the_plain_round_ends(tmp_path, strategy):
     assert_near(final_weights(one), final_weights(other), 1e-3 if strategy == "fedyogi" else 2e-7)
     assert {entry.status for entry in lines[1].sites.values()} == {"ok"}
     assert {entry.update_norm for entry in lines[1].sites.values()} == {None}
+    for site in sites(5):  # what was masked stays known, or the same update could be asked for as it is
+        kept = other.run_folder / "work" / "sites" / site / "secure"
+        assert len(list(kept.glob("*.masked"))) == len(lines) - 1
 
 
 def test_curious_server_finds_no_update_in_anything_that_it_sees(tmp_path):

@@ -1,12 +1,12 @@
-"""What is said of the noise of a private run before it trains and after it."""
+"""What the coordinator says of a private run: how much the noise is, and what each site has spent."""
 
 import numpy as np
 import pytest
 
 from fedglioma.config.run import RunConfig
 from fedglioma_server.privacy import noise_words
-from fedglioma_server.records import RunRecord, SiteData
-from fedglioma_server.spending import noise_over_gradient
+from fedglioma_server.records import RoundRecord, RunRecord, SiteData, SiteRound
+from fedglioma_server.spending import epsilon_after, noise_over_gradient, spent_by_site
 
 
 def record_of(settings: RunConfig, cases: list[int], parameters: int) -> RunRecord:
@@ -60,3 +60,28 @@ def test_so_few_patients_that_noise_hides_them_all_are_told_without_a_number() -
 def test_nothing_is_said_without_privacy_or_sites() -> None:
     assert noise_words(record_of(RunConfig(), [100], 1000)) == ""
     assert noise_words(record_of(private(1.0), [], 1000)) == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "paid"),
+    [
+        ("ok", None, True),
+        ("no_reply", "no_reply", True),
+        ("refused", "privacy", True),
+        ("refused", "data", True),
+        ("error", "norm", True),
+        ("no_reply", "not_connected", False),
+        ("no_reply", "not_masked", False),
+        ("refused", "policy", False),
+        ("refused", "budget", False),
+        ("idle", "idle", False),
+    ],
+)
+def test_round_counts_for_a_site_unless_it_was_left_out_before_the_first_step(
+    status: str, code: str | None, paid: bool
+) -> None:
+    settings = private(2.0)
+    line = RoundRecord.model_construct(
+        round=1, sites={"henan": SiteRound.model_validate({"status": status, "code": code})}
+    )
+    assert spent_by_site(settings, [line]) == {"henan": epsilon_after(settings, int(paid))}
