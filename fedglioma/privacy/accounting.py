@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +61,16 @@ class Mechanism(Frozen):
     noise_multiplier: float = Field(gt=0, le=1e6)
     sampling_rate: float = Field(default=1.0, gt=0, le=1)
     steps: int = Field(default=1, ge=1, le=10**9)
+
+
+class Spent(Frozen):
+    """What was done to those of whom a released model tells, a patient or a whole site each (``unit``).
+
+    The most of any of them, from the first weights on; whatever goes on from the model comes on top.
+    """
+
+    unit: Literal["patient", "site"]
+    mechanisms: tuple[Mechanism, ...]
 
 
 def gaussian_equivalent(epsilon: float, delta: float) -> float:

@@ -20,6 +20,7 @@ from fedglioma.case import CHANNELS, GENES, Gene
 from fedglioma.config.run import RunConfig
 from fedglioma.data.smallfile import read_small
 from fedglioma.errors import ConfigError, ProtocolError
+from fedglioma.privacy.accounting import Spent
 from fedglioma.scale import Scale
 from fedglioma.tensorfile import TYPES, read_safetensors, safetensors_shapes
 from fedglioma.training.learner import EQUAL_COUNTS, Learner, build_learner
@@ -44,7 +45,7 @@ _ENTRIES: Final = frozenset(
             "genes",
             "scale",
         ),
-        *("scale_id", "class_counts", "layout", "digest", "pipeline", "versions", "config_digest"),
+        *("scale_id", "class_counts", "layout", "digest", "pipeline", "versions", "config_digest", "spent"),
     }
 )
 _MOST_CONFIG_BYTES: Final = 1 << 20
@@ -151,6 +152,21 @@ def model_digest(folder: Path) -> str:
     if not isinstance(digest, str):
         raise ProtocolError(f"{folder}: not a released model, {CONFIG} names no digest")
     return digest
+
+
+def model_spent(folder: Path) -> Spent | None:
+    """Return what a released model says of the privacy that training it spent; None where that was open.
+
+    Raises
+    ------
+    ProtocolError
+        The folder does not hold a model of fedglioma.
+    """
+    spent = read_config(folder).get("spent")
+    try:
+        return None if spent is None else Spent.model_validate(spent)
+    except ValueError as error:
+        raise _no_model(folder, error) from None
 
 
 def require_same_network(folder: Path, settings: RunConfig) -> None:

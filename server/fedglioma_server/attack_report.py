@@ -16,7 +16,7 @@ from fedglioma.privacy.tradeoff import largest_auc, largest_tpr
 from fedglioma_server.card_tables import measure_text
 from fedglioma_server.records import read_json
 from fedglioma_server.runfolder import RunFolder
-from fedglioma_server.spending import mechanisms
+from fedglioma_server.spending import spent_of
 
 SCHEMA_VERSION: Final = 1
 SERIOUS_AUC: Final = 0.6
@@ -98,11 +98,11 @@ def _bound(run: Path, epsilon: float, delta: float) -> Bound:
     folder = RunFolder(run)
     if not folder.exists():
         return Bound.of(epsilon, delta)
-    settings = folder.read().settings
-    done = mechanisms(settings, max((line.round for line in folder.rounds()), default=0))
-    if not done:
+    record = folder.read()
+    spent = spent_of(record, folder.rounds())
+    if spent is None or not spent.mechanisms:
         return Bound.of(epsilon, delta)
-    accountant = settings.accountant
+    done, accountant = spent.mechanisms, record.settings.accountant
     return Bound(
         epsilon, delta, lambda fpr: largest_tpr(done, fpr, accountant), largest_auc(done, accountant)
     )

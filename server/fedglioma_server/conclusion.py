@@ -16,6 +16,7 @@ from fedglioma_server.records import RoundRecord, write_json
 from fedglioma_server.release import write_model
 from fedglioma_server.report import write_report
 from fedglioma_server.runfolder import now
+from fedglioma_server.spending import spent_of
 
 
 def conclude(
@@ -33,7 +34,8 @@ def conclude(
     unpack(arrays, learner.model, learner.loss)
     settle_norms(learner, settings, coordinator.dataset(coordinator.selection), coordinator.device)
     whole = Layout.of(learner.model, learner.loss, whole=True)
-    write_model(folder.model, record, chosen, pack(learner.model, learner.loss, whole=True), whole)
+    released = pack(learner.model, learner.loss, whole=True)
+    write_model(folder.model, record, chosen, released, whole, spent_of(record, rounds))
     held_out = coordinator.on_scale((*coordinator.selection, *coordinator.report))
     splits = ["selection"] * len(coordinator.selection) + ["report"] * len(coordinator.report)
     predictions = predictions_of(learner, settings, held_out, splits, coordinator.device)

@@ -7,7 +7,7 @@ from typing import Any
 from fedglioma.config.run import RunConfig
 from fedglioma.noise import DELTA
 from fedglioma_server.records import PrivacyRecord, RoundRecord, RunRecord
-from fedglioma_server.spending import noise_over_gradient, spent_by_site
+from fedglioma_server.spending import noise_over_gradient, spent_by_site, spent_of
 
 READ = (
     "the coordinator reads each site's trained weights as they are (on the way to it they are encrypted), "
@@ -20,6 +20,12 @@ SUMMED = (
 NOT_PRIVATE = (
     "Not differentially private. Images, labels and identifiers stay at the sites, but {seen}. No epsilon "
     "can be stated for this run."
+)
+STARTED_OPEN = (
+    "Not differentially private. The run itself was trained with noise, but it started from a model that "
+    "was not, or that says nothing of it, or that hides somebody else (patients here, whole hospitals "
+    "there): what that model learned from its patients, who may be the same, is in these weights without "
+    "noise. No epsilon can be stated for them."
 )
 COUNTS = (
     "counts of cases, labels and modality subsets; cells below the small-cell limit are suppressed, "
@@ -79,7 +85,7 @@ def privacy_record(record: RunRecord, rounds: Sequence[RoundRecord] = ()) -> Pri
         never_leaves_a_site=STAYS,
         secure_aggregation=settings.secure_aggregation,
         secure_statistics=settings.secure_statistics,
-        **_terms(record, spent_by_site(settings, rounds), len([line for line in rounds if line.round])),
+        **_terms(record, rounds),
     )
 
 
@@ -96,12 +102,15 @@ def noise_words(record: RunRecord) -> str:
     return f"{told}: expect a model that guesses. {REMEDIES[record.settings.privacy]}"
 
 
-def _terms(record: RunRecord, spent: dict[str, float], rounds: int) -> dict[str, Any]:
+def _terms(record: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str, Any]:
     """Return the fields that say how private the run is."""
     settings = record.settings
     if settings.privacy == "none":
         seen = SUMMED if settings.secure_aggregation else READ
         return {"statement": NOT_PRIVATE.format(seen=seen)}
+    if spent_of(record, rounds) is None:
+        return {"statement": STARTED_OPEN}
+    spent, done = spent_by_site(record, rounds), len([line for line in rounds if line.round])
     epsilon = max(spent.values(), default=0.0)
     common = {
         "differentially_private": True,
@@ -118,7 +127,8 @@ def _terms(record: RunRecord, spent: dict[str, float], rounds: int) -> dict[str,
         "delta": f"{settings.delta:g}",
         "noise": f"{settings.noise_multiplier:g}",
         "clip": f"{settings.clip_norm:g}",
-        "rounds": f"{rounds} round{'s' * (rounds != 1)}",
+        "rounds": f"{done} round{'s' * (done != 1)}"
+        + (" and the training of the model that it started from" * (record.initial_digest is not None)),
         "accountant": settings.accountant.upper(),
     }
     if settings.privacy == "central":

@@ -17,6 +17,7 @@ from fedglioma.config.run import RunConfig
 from fedglioma.errors import ConfigError
 from fedglioma.newfile import replacing
 from fedglioma.pooled import Pooled
+from fedglioma.privacy.accounting import Spent
 from fedglioma.scale import Scale
 
 T = TypeVar("T", bound=BaseModel)
@@ -115,6 +116,9 @@ class RunRecord(Record):
     division_digest: str | None = Field(default=None, description="sha256 of who does what; None: drawn")
     initial_digest: str | None = Field(
         default=None, description="of the weights that the run started from; None: untrained"
+    )
+    initial_spent: Spent | None = Field(
+        default=None, description="of the privacy of patients, by those weights; None: not private"
     )
     parameters: int
     payload_bytes: int = Field(description="bytes of one update as it travels")

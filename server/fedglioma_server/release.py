@@ -5,6 +5,7 @@ from typing import Any
 
 from fedglioma.case import CHANNELS, GENES
 from fedglioma.data.prepare import PIPELINE_VERSION
+from fedglioma.privacy.accounting import Spent
 from fedglioma.tensorfile import write_safetensors
 from fedglioma.training.released import CONFIG, FORMAT, SCHEMA_VERSION, WEIGHTS, config_digest
 from fedglioma.weights import FlatArrays, Layout, digest_of
@@ -12,9 +13,12 @@ from fedglioma_server.records import RoundRecord, RunRecord, write_json
 
 
 def model_config(
-    record: RunRecord, chosen: RoundRecord, arrays: FlatArrays, layout: Layout
+    record: RunRecord, chosen: RoundRecord, arrays: FlatArrays, layout: Layout, spent: Spent | None = None
 ) -> dict[str, Any]:
-    """Return config.json: enough to build the network and to refuse another one's weights."""
+    """Return config.json: enough to build the network and to refuse another one's weights.
+
+    ``spent`` is what training did to the patients' privacy, for whoever goes on from the model.
+    """
     config: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "format": FORMAT,
@@ -31,15 +35,21 @@ def model_config(
         "digest": digest_of(arrays),
         "pipeline": PIPELINE_VERSION,
         "versions": record.versions,
+        "spent": None if spent is None else spent.model_dump(mode="json"),
     }
     return {**config, "config_digest": config_digest(config)}
 
 
 def write_model(
-    folder: Path, record: RunRecord, chosen: RoundRecord, arrays: FlatArrays, layout: Layout
+    folder: Path,
+    record: RunRecord,
+    chosen: RoundRecord,
+    arrays: FlatArrays,
+    layout: Layout,
+    spent: Spent | None = None,
 ) -> None:
     """Write ``model.safetensors`` and ``config.json``."""
-    config = model_config(record, chosen, arrays, layout)
+    config = model_config(record, chosen, arrays, layout, spent)
     metadata = {"layout": layout.digest, "digest": config["digest"], "scale": record.scale_id or "none"}
     write_safetensors(folder / WEIGHTS, layout.named(arrays), metadata)
     write_json(folder / CONFIG, config)

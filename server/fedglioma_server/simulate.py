@@ -25,7 +25,7 @@ from fedglioma.errors import ConfigError, DataError
 from fedglioma.machine import usable_cores
 from fedglioma.payload import packed_bytes
 from fedglioma.training.learner import layout_of, parameter_count
-from fedglioma.training.released import model_digest
+from fedglioma.training.released import model_digest, model_spent
 from fedglioma_server.app import make_app
 from fedglioma_server.gather import Gathering, summarise, write_findings
 from fedglioma_server.inline import run_inline
@@ -211,6 +211,7 @@ def _record(
             "division": None if simulation.division is None else simulation.division.name,
             "division_digest": None if simulation.division is None else simulation.division.digest,
             "initial_digest": None if simulation.initial is None else model_digest(simulation.initial),
+            "initial_spent": None if simulation.initial is None else model_spent(simulation.initial),
         }
     )
 

@@ -6,12 +6,12 @@ The coordinator's own reckoning, of what it asked for. What a hospital counts is
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from math import inf, sqrt
-from typing import Any
+from typing import Any, Literal
 
 from fedglioma.config.run import RunConfig
 from fedglioma.errors import ConfigError, PrivacyError
 from fedglioma.noise import DELTA
-from fedglioma.privacy.accounting import Mechanism, epsilon_of, gaussian_equivalent, noise_for
+from fedglioma.privacy.accounting import Mechanism, Spent, epsilon_of, gaussian_equivalent, noise_for
 from fedglioma_server.records import RoundRecord, RunRecord, SiteRound
 
 NOTHING_SPENT = frozenset({"policy", "budget", "idle", "not_connected", "not_masked"})
@@ -83,22 +83,50 @@ def epsilon_after(settings: RunConfig, rounds: int) -> float:
     return epsilon_of(mechanisms(settings, rounds), settings.delta, settings.accountant)
 
 
-def spent_by_site(settings: RunConfig, rounds: Sequence[RoundRecord]) -> dict[str, float]:
-    """Return each site's epsilon after the rounds on record; empty without privacy.
+def spent_of(record: RunRecord, rounds: Sequence[RoundRecord]) -> Spent | None:
+    """Return what the rounds on record did to those who lost most, with what the run's first weights had.
 
-    With central privacy a round's sum is one release, whoever was in it: all sites spend alike.
+    None where the run is not private, or began with a model that is not, or that hides somebody else: nothing
+    can be promised of its weights then.
     """
-    return {} if settings.privacy == "none" else _spent(settings, [line.sites for line in rounds])
+    settings = record.settings
+    if settings.privacy == "none":
+        return None
+    unit: Literal["patient", "site"] = "patient" if settings.privacy == "site" else "site"
+    before: tuple[Mechanism, ...] = ()
+    if record.initial_digest is not None:
+        if record.initial_spent is None or record.initial_spent.unit != unit:
+            return None
+        before = record.initial_spent.mechanisms
+    most = max(_heard(settings, [line.sites for line in rounds]).values(), default=0)
+    return Spent(unit=unit, mechanisms=(*before, *mechanisms(settings, most)))
 
 
-def _spent(settings: RunConfig, rounds: Sequence[Mapping[str, SiteRound]]) -> dict[str, float]:
+def spent_by_site(record: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str, float]:
+    """Return each site's epsilon after the rounds on record, that of the first weights in it.
+
+    Empty where nothing can be promised (``spent_of``). With central privacy a round's sum is one release,
+    whoever was in it: all sites spend alike.
+    """
+    settings = record.settings
+    if spent_of(record, rounds) is None:
+        return {}
+    before = () if record.initial_spent is None else record.initial_spent.mechanisms
+    return {
+        site: epsilon_of((*before, *mechanisms(settings, number)), settings.delta, settings.accountant)
+        for site, number in _heard(settings, [line.sites for line in rounds]).items()
+    }
+
+
+def _heard(settings: RunConfig, rounds: Sequence[Mapping[str, SiteRound]]) -> dict[str, int]:
+    """Return how many rounds each site's patients may have lost by, or with central privacy each site."""
     heard: dict[str, int] = {}
     for sites in rounds:
         for site, entry in sites.items():
             heard[site] = heard.get(site, 0) + _may_have_spent(entry)
     if settings.privacy == "central":
         heard = dict.fromkeys(heard, sum(map(bool, rounds)))
-    return {site: epsilon_after(settings, number) for site, number in sorted(heard.items())}
+    return dict(sorted(heard.items()))
 
 
 def noise_over_gradient(record: RunRecord) -> float | None:
@@ -132,11 +160,12 @@ def with_epsilon(
     """
     if settings.privacy == "none" or not sites:
         return dict(sites)
-    spent = _spent(settings, [*(line.sites for line in before), sites])
+    heard = _heard(settings, [*(line.sites for line in before), sites])
     # What the centre hides of a hospital is not told beside the model either.
     hidden: dict[str, Any] = {}
     if settings.privacy == "central":
         hidden = {"update_norm": None, "loss": None, "loss_by_task": {}}
     return {
-        site: entry.model_copy(update={"epsilon": spent[site], **hidden}) for site, entry in sites.items()
+        site: entry.model_copy(update={"epsilon": epsilon_after(settings, heard[site]), **hidden})
+        for site, entry in sites.items()
     }

@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+from dp_accounting.rdp import RdpAccountant
 
 from fedglioma.config.run import RunConfig
-from fedglioma_server.privacy import noise_words
+from fedglioma.privacy.accounting import Mechanism, Spent, gaussian_equivalent
+from fedglioma_server.privacy import noise_words, privacy_record
 from fedglioma_server.records import RoundRecord, RunRecord, SiteData, SiteRound
-from fedglioma_server.spending import epsilon_after, noise_over_gradient, spent_by_site
+from fedglioma_server.spending import epsilon_after, noise_over_gradient, spent_by_site, spent_of
 
 
 def record_of(settings: RunConfig, cases: list[int], parameters: int) -> RunRecord:
@@ -15,7 +18,7 @@ def record_of(settings: RunConfig, cases: list[int], parameters: int) -> RunReco
         for number, count in enumerate(cases)
     }
     return RunRecord.model_construct(
-        run_id="r", created="2026", settings=settings, sites=sites, parameters=parameters
+        run_id="r", created="2026", settings=settings, sites=sites, parameters=parameters, cohorts=[]
     )
 
 
@@ -84,4 +87,40 @@ def test_round_counts_for_a_site_unless_it_was_left_out_before_the_first_step(
     line = RoundRecord.model_construct(
         round=1, sites={"henan": SiteRound.model_validate({"status": status, "code": code})}
     )
-    assert spent_by_site(settings, [line]) == {"henan": epsilon_after(settings, int(paid))}
+    found = spent_by_site(record_of(settings, [20], 1000), [line])
+    assert found == {"henan": pytest.approx(epsilon_after(settings, int(paid)))}
+
+
+ROUND = RoundRecord.model_construct(round=1, sites={"henan": SiteRound(status="ok")})
+GIVEN = Spent(unit="patient", mechanisms=(Mechanism(noise_multiplier=1.1),))
+
+
+@pytest.mark.parametrize(
+    ("spent", "private_run"),
+    [(GIVEN, True), (None, False), (GIVEN.model_copy(update={"unit": "site"}), False)],
+)
+def test_run_that_goes_on_from_a_model_states_what_both_spent_or_nothing(
+    spent: Spent | None, private_run: bool
+) -> None:
+    record = record_of(private(2.0), [20], 1000).model_copy(
+        update={"initial_digest": "0" * 64, "initial_spent": spent}
+    )
+    told = privacy_record(record, [ROUND])
+    assert told.differentially_private is private_run
+    if not private_run:
+        assert told.epsilon is None
+        assert told.statement.startswith("Not differentially private.")
+        assert spent_of(record, [ROUND]) is None
+        return
+    settings = private(2.0)
+    counts = [gaussian_equivalent(settings.counts_epsilon, 1e-5)] * 2  # counts and landmarks
+    accountant = RdpAccountant()
+    for noise in (1.1, *counts):
+        accountant.compose(GaussianDpEvent(noise))
+    steps = PoissonSampledDpEvent(settings.sampling_rate, GaussianDpEvent(2.0))
+    accountant.compose(SelfComposedDpEvent(steps, settings.steps_per_round))
+    assert told.epsilon == pytest.approx(accountant.get_epsilon(settings.delta), rel=0.1)
+    alone = privacy_record(record_of(settings, [20], 1000), [ROUND]).epsilon
+    assert told.epsilon is not None
+    assert alone is not None
+    assert told.epsilon > 1.5 * alone
