@@ -1,6 +1,6 @@
 # make demo   a simulated three-hospital federation on synthetic patients, and its report
 # make federation-demo   one server and three hospitals as processes over TLS on this computer
-# make test   the tests, on up to four cores; make test WORKERS=0 in one process
+# make test   the tests, in up to four processes; make test WORKERS=0 in one
 # make check  what .ci/run checks before the tests: format, lint, import rules, types
 
 PYTHON ?= python3
@@ -8,7 +8,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
 FEDERATION_DEMO ?= runs/federation-demo
-WORKERS ?= logical
+# One more than there are cores: tests of deployed federations mostly wait.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')
 REAL_DATA := $(realpath ../shared/data)
 
 # Idle OpenMP threads would spin and starve whatever else runs on a small machine.

@@ -43,7 +43,7 @@ from fedglioma.data.prepare import PrepareSettings, prepare_cases  # noqa: E402
 from fedglioma.data.prepared import PreparedCase  # noqa: E402
 from fedglioma.data.synthetic_cohort import synthesize  # noqa: E402
 from fedglioma.metrics.genotype import gene_metrics  # noqa: E402
-from fedglioma.training.learner import EQUAL_COUNTS, Learner, initial_learner  # noqa: E402
+from fedglioma.training.learner import EQUAL_COUNTS, Learner, initial_learner, parameter_count  # noqa: E402
 from fedglioma.training.local import LocalWork, train_locally  # noqa: E402
 from fedglioma_server.readings import predictions_of  # noqa: E402
 from fedglioma_server.simulate import default_threads  # noqa: E402
@@ -58,6 +58,8 @@ class Arm:
 
     epsilon: float | None
     noise: float | None = None
+    over_gradient: float | None = None
+    """How many times longer a step's noise is than its gradient can be."""
     auc: dict[Gene, list[float]] = field(default_factory=lambda: {gene: [] for gene in GENES})
     attacks: dict[str, list[AttackResult]] = field(default_factory=dict)
 
@@ -175,13 +177,14 @@ def mean_text(values: Sequence[float], form: Callable[[float], str]) -> str:
 def table(arms: Sequence[Arm], genes: Sequence[Gene], delta: float) -> str:
     """Return a row for each epsilon: noise, AUC of the markers, AUC and TPR of the attacks, the bounds."""
     names = list(dict.fromkeys(name for arm in arms for name in arm.attacks))
-    heads = ["epsilon", "noise", *(f"{GENE_TITLES[gene]} AUC" for gene in genes)]
+    heads = ["epsilon", "noise", "over the gradient", *(f"{GENE_TITLES[gene]} AUC" for gene in genes)]
     heads += [f"{name}: {figure}" for name in names for figure in ("AUC", "TPR at 1 % FPR")]
     heads += ["allowed: AUC, TPR", "seeds above"]
     rows = []
     for arm in arms:
         row = ["none" if arm.epsilon is None else f"{arm.epsilon:g}"]
         row.append("-" if arm.noise is None else f"{arm.noise:.2f}")
+        row.append("-" if arm.over_gradient is None else f"{arm.over_gradient:.1f}")
         row += [mean_text(arm.auc[gene], "{:.2f}".format) for gene in genes]
         for name in names:
             found = arm.attacks.get(name, [])
@@ -257,7 +260,10 @@ def main() -> None:
             )
             for arm in arms:
                 terms = None if arm.epsilon is None else terms_of(asked, arm.epsilon, len(members))
-                arm.noise = None if terms is None else terms.noise_multiplier
+                if terms is not None:
+                    arm.noise = terms.noise_multiplier
+                    expected = terms.sampling_rate * len(members)
+                    arm.over_gradient = arm.noise * math.sqrt(parameter_count(settings)) / expected
                 train = trainer(settings, terms, torch.device(asked.device))
                 measure(arm, train, settings, (members, others), asked, seed, top / "shadows")
                 logging.info("seed %d, epsilon %s: done", seed, arm.epsilon)
