@@ -83,7 +83,7 @@ REMEDIES: Final[dict[str, str]] = {
     "same_contents": _LOOK,
     "same_file": "give the right file for each sequence; one of them is misnamed",
     "same_patient": "keep one folder per patient",
-    "same_person": "keep one of the person's rows in participants.tsv, or correct the number",
+    "same_person": "keep one of the person's rows in participants.tsv, or correct linkage_id if they are two",
     "scanner": _VALUE,
     "second_visit": _NOTHING + "one visit per patient is used",
     "sequence_doubt": "see whether it is that sequence; name it in series_map.csv to end this warning",

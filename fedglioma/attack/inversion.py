@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fedglioma.console import Progress, silent
 from fedglioma.data.dataset import Sample
 from fedglioma.errors import DataError
 from fedglioma.losses.tasks import Targets
@@ -115,9 +114,6 @@ def reconstruct(
     *,
     iterations: int,
     generator: torch.Generator,
-    rate: float = RATE,
-    smooth: float = SMOOTH,
-    progress: Progress = silent,
 ) -> Reconstruction:
     """Return the image whose gradient is most like an observed one.
 
@@ -144,19 +140,18 @@ def reconstruct(
     there = batch.present[:, :, None, None, None]
     start = START * torch.randn(batch.image.shape, generator=generator)
     image = (start.to(batch.image.device) * there).requires_grad_()
-    optimizer = torch.optim.Adam([image], lr=rate)
+    optimizer = torch.optim.Adam([image], lr=RATE)
     steps = [max(1, round(share * iterations)) for share in SLOWER_AT]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, steps, gamma=0.1)
     best, least = image.detach().clone(), float("inf")
-    for done in range(iterations):
+    for _ in range(iterations):
         distance = 1 - cosine(gradient_of(learner, batch, image, follow=True), observed)
         if float(distance.detach()) < least:
             best, least = image.detach().clone(), float(distance.detach())
-        (slope,) = torch.autograd.grad(distance + smooth * _variation(image), image)
+        (slope,) = torch.autograd.grad(distance + SMOOTH * _variation(image), image)
         image.grad = slope * there
         optimizer.step()
         schedule.step()
-        progress(done + 1, iterations)
     return Reconstruction(best, least)
 
 

@@ -76,7 +76,6 @@ def probe(
     *,
     drawn: int = 3,
     noise: Noise | None = None,
-    iterations: int = ITERATIONS,
     seed: int = 0,
     progress: Progress = silent,
 ) -> ProbeResult:
@@ -115,7 +114,7 @@ def probe(
             observed = privatised(observed, noise, generator)
         recognised += _first(recognise(learner, batch, observed, images), number)
         if number < drawn:
-            found = reconstruct(learner, batch, observed, iterations=iterations, generator=generator)
+            found = reconstruct(learner, batch, observed, iterations=ITERATIONS, generator=generator)
             drawings.append(_compared(found.image[0], images, number))
         progress(number + 1, len(samples))
     return ProbeResult(
@@ -123,7 +122,7 @@ def probe(
         cases=len(samples),
         drawn=len(drawings),
         candidates=len(samples),
-        iterations=iterations,
+        iterations=ITERATIONS,
         chance=1 / len(samples),
         recognised=share(recognised, len(samples)),
         drawn_right=share(sum(drawing.right for drawing in drawings), len(drawings)),

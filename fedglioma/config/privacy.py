@@ -20,6 +20,8 @@ ROBUST = ("median", "trimmed_mean", "multikrum")
 """Strategies that compare single updates, which nobody sees under secure aggregation."""
 FEWEST_MASKED = 3
 """Sites in a masked sum: of two, each knows the other's part."""
+_OF_NOISE = ("noise_multiplier", "target_epsilon", "delta", "clip_norm", "accountant")
+_OF_PATIENTS = ("sampling_rate", "clipping", "counts_epsilon")
 
 
 class PrivacyTerms(Frozen):
@@ -48,15 +50,24 @@ class PrivacyTerms(Frozen):
 
 def require_whole(settings: "RunConfig") -> None:
     """Raise ``ValueError`` for the first setting that does not go with the run's privacy, and say why."""
-    given = [name for name in ("noise_multiplier", "target_epsilon") if getattr(settings, name)]
-    if settings.privacy == "none" and given:
+    if idle := _without_effect(settings):
+        it = "it" if len(idle) == 1 else "them"
+        kinds = "site" if set(idle) & set(_OF_PATIENTS) else "site or central"
         raise ValueError(
-            f"{' and '.join(given)}: without effect while privacy is none; set privacy to site or central"
+            f"{' and '.join(idle)}: without effect while privacy is {settings.privacy}; "
+            f"leave {it} out, or set privacy to {kinds}"
         )
     if settings.privacy != "none" and not (settings.noise_multiplier or settings.target_epsilon):
         raise ValueError(f"privacy: {settings.privacy}: give target_epsilon, or noise_multiplier itself")
     for name, why in _conflicts(settings):
         raise ValueError(f"{name}: {why}")
+
+
+def _without_effect(settings: "RunConfig") -> list[str]:
+    """Return the settings that were changed and that the run's kind of privacy has no use for."""
+    unused = {"none": _OF_NOISE + _OF_PATIENTS, "site": (), "central": _OF_PATIENTS}[settings.privacy]
+    fields = type(settings).model_fields
+    return [name for name in unused if getattr(settings, name) != fields[name].default]
 
 
 def _conflicts(settings: "RunConfig") -> Iterator[tuple[str, str]]:
@@ -90,7 +101,10 @@ def _against_central(settings: "RunConfig") -> Iterator[tuple[str, str]]:
 
 def _against_site(settings: "RunConfig") -> Iterator[tuple[str, str]]:
     if settings.model == "swinunetr":
-        yield "model", "swinunetr gives no gradients by patient, as its layers share parameters"
+        yield (
+            "model",
+            "swinunetr gives no gradients by patient: its attention owns parameters beside its layers",
+        )
     if settings.preset != "recommended":
         yield "preset", f"{settings.preset} normalises over the batch"
     if settings.weighting == "uncertainty":

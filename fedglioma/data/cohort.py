@@ -28,7 +28,7 @@ from fedglioma.data.manifest import (
 from fedglioma.data.smallfile import read_small
 from fedglioma.data.volume import VolumeError, check_volume
 from fedglioma.errors import DataError, NoUsableCase
-from fedglioma.pseudonym import SECRET_BYTES
+from fedglioma.pseudonym import SECRET_BYTES, plain_id
 from fedglioma.words import quoted
 
 DESCRIPTION_NAME: Final = "dataset_description.json"
@@ -129,7 +129,8 @@ def is_synthetic(folder: Path) -> bool:
 def merge_cohorts(cohorts: Sequence[Cohort]) -> Cohort:
     """Return several cohorts as one; of a patient who is in two, the later case is excluded.
 
-    Folder and layout are the first cohort's; one synthetic cohort makes the whole synthetic.
+    A patient is known again by the id and, under two ids, by the person's number. Folder and layout are
+    the first cohort's; one synthetic cohort makes the whole synthetic.
 
     Raises
     ------
@@ -138,32 +139,47 @@ def merge_cohorts(cohorts: Sequence[Cohort]) -> Cohort:
     """
     if not cohorts:
         raise DataError("no cohort: name at least one folder")
-    cases: dict[str, Case] = {}
-    home: dict[str, str] = {}
+    cases: list[Case] = []
     doubled: list[Finding] = []
+    known: dict[tuple[str, str], tuple[Case, str]] = {}
     for cohort in cohorts:
         for case in cohort.cases:
-            key = person_key(case.patient)
-            if key not in cases:
-                cases[key], home[key] = case, cohort.name
-                continue
-            where = f"cohort {home[key]}" + (
-                f" as {cases[key].patient}" if cases[key].patient != case.patient else ""
-            )
-            reason = (
-                f"the patient is in {where} too; only that case counts. Rename one if they are two people"
-            )
-            doubled.append(Finding(patient=case.patient, site=case.site, code="duplicate", message=reason))
+            signs = [sign for sign in _signs(case) if sign in known]
+            first, home = known[signs[0]] if signs else (case, cohort.name)
+            for sign in _signs(case):
+                known.setdefault(sign, (first, home))
+            if signs:
+                doubled.append(_doubled(case, first, home))
+            else:
+                cases.append(case)
     merged = replace(
         cohorts[0],
         name=" + ".join(cohort.name for cohort in cohorts),
-        cases=tuple(cases.values()),
+        cases=tuple(cases),
         exclusions=(*(f for cohort in cohorts for f in cohort.exclusions), *doubled),
         warnings=tuple(f for cohort in cohorts for f in cohort.warnings),
         synthetic=any(cohort.synthetic for cohort in cohorts),
     )
     _demand_cases(merged)
     return merged
+
+
+def _signs(case: Case) -> list[tuple[str, str]]:
+    """Return what tells that two cases are of one person: the id, and the person's number if it is known."""
+    number = plain_id(case.linkage_id or "")
+    return [("id", person_key(case.patient)), *([("number", number)] if number else [])]
+
+
+def _doubled(case: Case, first: Case, home: str) -> Finding:
+    """Return why a case of a later cohort is left out."""
+    if person_key(case.patient) == person_key(first.patient):
+        alias = f" as {first.patient}" if first.patient != case.patient else ""
+        code = "duplicate"
+        reason = f"the patient is in cohort {home}{alias} too; only that case counts. "
+        reason += "Rename one if they are two people"
+    else:
+        code, reason = "same_person", _two_ids(first.patient, f"only the case of cohort {home} counts")
+    return Finding(patient=case.patient, site=case.site, code=code, message=reason)
 
 
 def person_key(patient: str) -> str:
@@ -190,6 +206,7 @@ class _Reading:
         self.site = site
         self.unread = {files.folder: files for files in found.patients}
         self.people: set[str] = set()
+        self.numbers: dict[str, str] = {}
         self.cases: list[Case] = []
         self.exclusions = list(table.exclusions)
         self.warnings = list(table.warnings)
@@ -225,6 +242,8 @@ class _Reading:
             self._exclude(row, "no_modality", f"no image in its folder as in {self.layout.pattern}{why}")
         elif files.foreign:
             self._exclude(row, "other_patient", files.foreign)
+        elif (first := self._first_of(row)) != row.patient:
+            self._exclude(row, "same_person", _two_ids(first, "only the first counts"))
         else:
             self._admit(row, files)
 
@@ -253,6 +272,11 @@ class _Reading:
                     return self.unread.pop(folder)
         return None
 
+    def _first_of(self, row: Participant) -> str:
+        """Return under which id the row's person was admitted, the row's own where it is the first."""
+        number = plain_id(row.linkage_id or "")
+        return self.numbers.setdefault(number, row.patient) if number else row.patient
+
     def _admit(self, row: Participant, files: PatientFiles) -> None:
         for code, reason in files.remarks:
             self._warn(row, code, reason)
@@ -279,6 +303,11 @@ class _Reading:
 
     def _warn(self, row: Participant, code: str, reason: str) -> None:
         self.warnings.append(Finding(patient=row.patient, site=row.site, code=code, message=reason))
+
+
+def _two_ids(first: str, result: str) -> str:
+    """Return why a case is left out whose person was read under another id; the number is never told."""
+    return f"linkage_id is that of patient {first}: one person under two ids; {result}"
 
 
 def _broken(files: PatientFiles) -> list[tuple[str, str]]:

@@ -99,8 +99,6 @@ def read_participants(path: Path, *, site: str | None = None) -> Table:
     """
     columns, lines = _read_table(path)
     default_site = site or path.resolve().parent.name
-    participants: list[Participant] = []
-    exclusions: list[Finding] = []
     warnings = [
         Finding(
             patient=WHOLE_COHORT,
@@ -111,9 +109,10 @@ def read_participants(path: Path, *, site: str | None = None) -> Table:
         for gene in GENES
         if gene.value not in columns
     ]
+    rows: list[tuple[_Row, Participant | None]] = []
     seen: dict[str, int] = {}
-    people: dict[str, int] = {}
     withheld: set[str] = set()
+    refused: dict[str, int] = {}
     for number, line in lines:
         row = _Row(number, columns, line, default_site)
         participant = row.read()
@@ -123,16 +122,25 @@ def read_participants(path: Path, *, site: str | None = None) -> Table:
                 "duplicate", f"the patient is in row {first} too; one row per patient, only the first counts"
             )
             participant = None
-        elif participant is not None and participant.linkage_id is not None:
-            row.compare_person(people, participant.linkage_id)
-        exclusions += row.exclusions
-        warnings += row.warnings
         # A refusal counts from whichever row it stands in.
-        withheld |= {key for finding in row.exclusions if finding.code == "consent"}
-        if participant is not None:
-            participants.append(participant)
-    allowed = tuple(p for p in participants if patient_key(p.patient) not in withheld)
-    return Table(allowed, tuple(exclusions), tuple(warnings))
+        if any(finding.code == "consent" for finding in row.exclusions):
+            withheld.add(key)
+            refused.setdefault(row.person, number)
+        rows.append((row, participant))
+    allowed: list[Participant] = []
+    for row, participant in rows:
+        if participant is None or patient_key(row.patient) in withheld:
+            continue
+        if row.person and row.person in refused:
+            reason = f"row {refused[row.person]} is of the same person (linkage_id), whose purpose forbids it"
+            row.exclude("consent", reason)
+        else:
+            allowed.append(participant)
+    return Table(
+        tuple(allowed),
+        tuple(finding for row, _ in rows for finding in row.exclusions),
+        (*warnings, *(finding for row, _ in rows for finding in row.warnings)),
+    )
 
 
 def _read_table(path: Path) -> tuple[tuple[str, ...], list[tuple[int, list[str]]]]:
@@ -201,10 +209,11 @@ class _Row:
             linkage_id=self._linkage_id(),
         )
 
-    def compare_person(self, people: dict[str, int], number: str) -> None:
-        """Warn where an earlier row has the same person's number; the number itself is never told."""
-        if (first := people.setdefault(plain_id(number), self.number)) != self.number:
-            self.warn("same_person", f"linkage_id is that of row {first}: one person under two ids; kept")
+    @property
+    def person(self) -> str:
+        """What all spellings of the person's number share; empty without one. It is never told."""
+        text = self.cells.get("linkage_id", "")
+        return plain_id(text) if _LEAST_NUMBER <= len(text) <= _MAX_WORD and text.isprintable() else ""
 
     def exclude(self, code: str, reason: str) -> None:
         self.exclusions.append(self._finding(code, reason))
@@ -265,10 +274,10 @@ class _Row:
 
     def _linkage_id(self) -> str | None:
         text = self.cells.get("linkage_id", "")
+        if self.person:
+            return text
         if text.lower() in _UNKNOWN_WORDS or not plain_id(text):
             return None
-        if _LEAST_NUMBER <= len(text) <= _MAX_WORD and text.isprintable():
-            return text
         allowed = f"{_LEAST_NUMBER} to {_MAX_WORD} printable characters"
         self.warn("linkage_id", f"linkage_id is not a number of {allowed}; taken as unknown")
         return None

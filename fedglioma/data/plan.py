@@ -59,8 +59,8 @@ class SimulationPlan(Frozen):
 def _load(path: Path, _modified_ns: int) -> SimulationPlan:
     try:
         return SimulationPlan.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a simulation plan ({str(error).splitlines()[0]})") from None
+    except (ValidationError, UnicodeDecodeError):
+        raise ConfigError(f"{path}: not a simulation's plan of this version; simulate again") from None
 
 
 def load_plan(path: Path) -> SimulationPlan:

@@ -93,10 +93,7 @@ class LMF(nn.Module):
         alpha: float = 1.0,
         beta: float = 1.0,
         gamma: float = 2.0,
-        max_margin: float = 0.5,
-        scale: float = 30.0,
         ldam_input: LdamInput = "prob",
-        weighted: bool = True,
         max_weight: float | None = None,
     ) -> None:
         super().__init__()
@@ -105,10 +102,9 @@ class LMF(nn.Module):
         if gamma != 0 and not gamma >= 1:
             raise ConfigError(f"gamma: {gamma}: between 0 and 1 a sure case would get no finite gradient")
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
-        self.scale, self.ldam_input = scale, ldam_input
-        weights = class_weights(counts, max_weight) if weighted else torch.ones(len(counts))
-        self.register_buffer("margins", ldam_margins(counts, max_margin).float(), persistent=False)
-        self.register_buffer("weights", weights.float(), persistent=False)
+        self.ldam_input = ldam_input
+        self.register_buffer("margins", ldam_margins(counts).float(), persistent=False)
+        self.register_buffer("weights", class_weights(counts, max_weight).float(), persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each case, shape (B,), from logits (B, K) and labels (B,)."""
@@ -116,7 +112,7 @@ class LMF(nn.Module):
         label = labels.clamp(min=0)
         for_ldam = logits if self.ldam_input == "logit" else logits.softmax(1)
         for_focal = logits.softmax(1) if self.ldam_input == "double_softmax" else logits
-        margin = ldam(for_ldam, label, self.margins.to(logits.dtype), self.scale)
+        margin = ldam(for_ldam, label, self.margins.to(logits.dtype))
         loss = self.alpha * margin + self.beta * focal(for_focal, label, self.gamma)
         # Multiplied, not skipped: a head without labels in a batch stays in the graph.
         return loss * self.weights.to(logits.dtype)[label] * known

@@ -1,6 +1,6 @@
 """How the losses of the genes become one number: masked, weighted by learned uncertainty, summed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -12,11 +12,11 @@ from fedglioma.losses.genotype import LMF, LdamInput
 from fedglioma.losses.tasks import Targets, TaskLoss, at_least_float
 
 Weighting = Literal["uncertainty", "fixed"]
-Form = Literal["reference", "kendall"]
 
 INITIAL = (5.0, 6.0, 6.0)
-FACTORS: dict[str, tuple[float, float]] = {"reference": (0.5, 1.0), "kendall": (1.0, 0.5)}
-"""Of the loss and of the log-variance: in MDPNet's code, and in Kendall et al. for classification."""
+"""Log-variances to start from, in task order."""
+ON_LOSS = 0.5
+"""Factor of the loss in MDPNet's code, where Kendall et al. have 1 for classification, and s / 2."""
 
 
 class LossSettings(Frozen):
@@ -27,7 +27,6 @@ class LossSettings(Frozen):
     """
 
     weighting: Weighting = "uncertainty"
-    form: Form = "reference"
     ldam_input: LdamInput = "prob"
 
 
@@ -52,30 +51,25 @@ class LearnedWeight(nn.Module):
     Takes and returns one tensor and has no children, so that per-case gradients of s can be taken.
     """
 
-    def __init__(self, initial: float, form: Form) -> None:
+    def __init__(self, initial: float) -> None:
         super().__init__()
         self.log_variance = nn.Parameter(torch.tensor([float(initial)]))
-        self.on_loss, self.on_variance = FACTORS[form]
 
     def forward(self, loss_and_known: Tensor) -> Tensor:
-        """Return known * (factor exp(-s) loss + factor s), shape (B,), from the columns of (B, 2)."""
+        """Return known * (exp(-s) / 2 loss + s), shape (B,), from the columns of (B, 2)."""
         loss, known = loss_and_known.unbind(1)
         s = self.log_variance
         # The mask takes the whole bracket: else a site without labels would push s down for nothing.
-        return known * (self.on_loss * torch.exp(-s) * loss + self.on_variance * s)
+        return known * (ON_LOSS * torch.exp(-s) * loss + s)
 
 
 class FixedWeight(nn.Module):
     """The same for s held at 0: every gene weighs alike and nothing is learned."""
 
-    def __init__(self, form: Form) -> None:
-        super().__init__()
-        self.on_loss = FACTORS[form][0]
-
     def forward(self, loss_and_known: Tensor) -> Tensor:
-        """Return known * factor * loss, shape (B,), from the columns of (B, 2)."""
+        """Return known * loss / 2, shape (B,), from the columns of (B, 2)."""
         loss, known = loss_and_known.unbind(1)
-        return known * self.on_loss * loss
+        return known * ON_LOSS * loss
 
 
 class GenotypeLoss(TaskLoss):
@@ -90,14 +84,10 @@ class GenotypeLoss(TaskLoss):
         Training cases of class 0 and 1 over all sites, known labels only.
     weighting : str
         ``uncertainty`` learns a weight per gene, ``fixed`` gives all genes the same.
-    form : str
-        ``reference`` is exp(-s) / 2 loss + s, ``kendall`` is exp(-s) loss + s / 2.
     ldam_input : str
         See ``LMF``.
     max_weight : float, optional
         Largest class weight; ``LOCAL_WEIGHT_CAP`` where a site's own counts are used.
-    initial : sequence of float
-        Log-variances to start from, in task order.
 
     Raises
     ------
@@ -113,25 +103,23 @@ class GenotypeLoss(TaskLoss):
         self,
         counts: Mapping[Gene, tuple[float, float]],
         weighting: Weighting = "uncertainty",
-        form: Form = "reference",
         ldam_input: LdamInput = "prob",
         *,
         max_weight: float | None = None,
-        initial: Sequence[float] = INITIAL,
     ) -> None:
         super().__init__()
-        if form not in FACTORS or weighting not in ("uncertainty", "fixed"):
-            raise ConfigError(f"loss: weighting {weighting!r}, form {form!r}: no such combination")
+        if weighting not in ("uncertainty", "fixed"):
+            raise ConfigError(f"loss: weighting {weighting!r} is unknown: choose uncertainty or fixed")
         missing = [gene.value for gene in GENES if gene not in counts]
         if missing:
             raise ConfigError(f"loss: class counts lack {', '.join(missing)}: count every gene, 0 if unknown")
         self.tasks = tuple(Task(gene) for gene in GENES)
         self.lmf = nn.ModuleDict()
         self.weights = nn.ModuleDict()
-        for gene, start in zip(GENES, initial, strict=True):
+        for gene, start in zip(GENES, INITIAL, strict=True):
             self.lmf[gene.value] = LMF(counts[gene], ldam_input=ldam_input, max_weight=max_weight)
             learned = weighting == "uncertainty"
-            self.weights[gene.value] = LearnedWeight(start, form) if learned else FixedWeight(form)
+            self.weights[gene.value] = LearnedWeight(start) if learned else FixedWeight()
 
     def per_task(self, outputs: Mapping[str, Tensor], targets: Targets) -> Tensor:
         """Return the LMF of each case and gene, before the genes are weighed, shape (B, 3).

@@ -26,6 +26,8 @@ TASKS_OF: dict[LearnedTargets, tuple[Task, ...]] = {
 
 EPS = 1e-5
 """Keeps Dice defined where neither the outline nor the network has a tumour: the loss is then 0."""
+BALANCE_EPS = 1e-8
+"""Keeps the balance defined where both losses are 0."""
 
 
 def soft_dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
@@ -67,22 +69,19 @@ def voxel_cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(log_odds, outline, reduction="none").mean(1) * known
 
 
-def dynamic_balance(first: Tensor, second: Tensor, *, detach_k: bool = False, eps: float = 1e-8) -> Tensor:
+def dynamic_balance(first: Tensor, second: Tensor) -> Tensor:
     """Return first + k second with k = second / (first + second), each case by itself, shape (B,).
 
-    The worse the second loss is beside the first, the more it counts. With r = second / (first + second),
-    the gradient is (1 - r^2) of the first and (1 - (1 - r)^2) of the second; with ``detach_k``, which takes k
-    for a constant, 1 and r. Where one of the two is 0, as for an unknown target, the other is left.
+    Equation 9 of SGPNet to the letter: k is differentiated, too. The worse the second loss is beside the
+    first, the more it counts. With r = second / (first + second), the gradient is (1 - r^2) of the first and
+    (1 - (1 - r)^2) of the second. Where one of the two is 0, as for an unknown target, the other is left.
 
     Parameters
     ----------
     first, second : Tensor, shape (B,)
         Losses, not negative.
-    detach_k : bool
-        False is equation 9 of SGPNet to the letter.
     """
-    k = second / (first + second + eps)
-    return first + (k.detach() if detach_k else k) * second
+    return first + second / (first + second + BALANCE_EPS) * second
 
 
 class SegmentationLoss(TaskLoss):
@@ -108,8 +107,6 @@ class SGPLoss(TaskLoss):
     targets : str
         The experiment: ``both``; ``idh`` or ``seg`` alone; ``random``, which is ``both`` on outlines of noise
         that the caller draws.
-    detach_k : bool
-        See ``dynamic_balance``.
 
     Raises
     ------
@@ -117,12 +114,11 @@ class SGPLoss(TaskLoss):
         There is no such experiment.
     """
 
-    def __init__(self, targets: LearnedTargets = "both", *, detach_k: bool = False) -> None:
+    def __init__(self, targets: LearnedTargets = "both") -> None:
         super().__init__()
         if targets not in TASKS_OF:
             raise ConfigError(f"loss: targets {targets!r} is unknown: choose {', '.join(TASKS_OF)}")
         self.tasks = TASKS_OF[targets]
-        self.detach_k = detach_k
 
     def per_task(self, outputs: Mapping[str, Tensor], targets: Targets) -> Tensor:
         """Return each case's cross-entropy of IDH and soft Dice loss, those asked for; 0 where unknown."""
@@ -139,7 +135,7 @@ class SGPLoss(TaskLoss):
         losses = self.per_task(outputs, targets)
         if len(self.tasks) == 1:
             return losses[:, 0]
-        return dynamic_balance(losses[:, 0], losses[:, 1], detach_k=self.detach_k)
+        return dynamic_balance(losses[:, 0], losses[:, 1])
 
 
 def _idh_cross_entropy(logits: Tensor, targets: Targets) -> Tensor:

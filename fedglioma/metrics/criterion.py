@@ -1,8 +1,7 @@
 """What models are compared by: one measure of the same patients, over folds and seeds.
 
-The papers' figure is the mean over folds, then over seeds; the pooled one takes all folds' cases
-together, then the mean over seeds. A fold without a case of some class has no AUC: it is left out of
-the mean, and ``fold_values`` shows it.
+The figure is the papers': the mean over folds, then over seeds. A fold without a case of some class has no
+AUC: it is left out of the mean, and ``fold_values`` shows it.
 """
 
 from dataclasses import dataclass
@@ -104,13 +103,13 @@ def measurable(criterion: Criterion, rows: Rows, *arms: FloatArray) -> tuple[Row
     return rows.select(mask), tuple(table[mask] for table in tables)
 
 
-def over_folds(criterion: Criterion, rows: Rows, values: FloatArray, *, pooled: bool) -> Statistic:
-    """Return the mean over folds and seeds of ``measurable`` predictions (n, s), or over seeds of the pooled.
+def over_folds(criterion: Criterion, rows: Rows, values: FloatArray) -> Statistic:
+    """Return the mean over folds and seeds of ``measurable`` predictions (n, s).
 
     Whether a fold defines the measure depends on its cases and not on the seed, so that the order of
     the two means does not matter.
     """
-    folds = np.zeros_like(rows.folds) if pooled else rows.folds
+    folds = rows.folds
     places = [np.flatnonzero(folds == fold) for fold in np.unique(folds)]
     parts = [
         (place, [_single(criterion, rows.select(folds == folds[place[0]]), seed) for seed in values[place].T])
@@ -130,7 +129,7 @@ def over_folds(criterion: Criterion, rows: Rows, values: FloatArray, *, pooled: 
         np.divide(total, count, out=mean, where=count > 0)
         return mean
 
-    return Statistic(compute, undefined if pooled else f"in every fold: {undefined}")
+    return Statistic(compute, f"in every fold: {undefined}")
 
 
 def fold_values(criterion: Criterion, rows: Rows, predictions: FloatArray) -> FloatArray:

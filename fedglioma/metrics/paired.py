@@ -19,6 +19,8 @@ FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
 PERMUTATIONS = 9999
+SEED = 0
+"""The same resamples and swaps for every measure, so that a study written twice says the same."""
 SAME = 1e-12
 """Two values of a measure that differ by less are a tie: rounding, not evidence."""
 SWAP_TEST = "paired swap test"
@@ -32,7 +34,6 @@ class Comparison(Frozen):
     """
 
     measure: Criterion
-    pooled: bool
     a: str
     b: str
     value_a: Measure
@@ -51,9 +52,7 @@ def interval(
     rows: Rows,
     predictions: FloatArray,
     *,
-    pooled: bool = False,
     resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Measure:
     """Return one arm's measure with its 95 % percentile interval over patients.
 
@@ -66,8 +65,6 @@ def interval(
     ----------
     predictions : array, shape (n, s) or (n,)
         Per case and seed: the probability of class 1; for Dice the Dice itself, nan without a mask.
-    pooled : bool
-        Over all folds' cases together, not the mean over folds; then over seeds in both.
 
     Raises
     ------
@@ -75,8 +72,8 @@ def interval(
         Shapes do not fit, a prediction is not a number, or there are no labels.
     """
     kept, (values,) = measurable(criterion, rows, predictions)
-    statistics = {"": over_folds(criterion, kept, values, pooled=pooled)}
-    return bootstrap(statistics, kept.patients, resamples=resamples, seed=seed, strata=kept.strata)[""]
+    statistics = {"": over_folds(criterion, kept, values)}
+    return bootstrap(statistics, kept.patients, resamples=resamples, seed=SEED, strata=kept.strata)[""]
 
 
 def swap_test(
@@ -85,9 +82,8 @@ def swap_test(
     a: FloatArray,
     b: FloatArray,
     *,
-    pooled: bool = False,
     permutations: int = PERMUTATIONS,
-    seed: int = 0,
+    seed: int = SEED,
 ) -> float | None:
     """Return the two-sided p-value of a difference between two arms, ``None`` where it is undefined.
 
@@ -107,11 +103,11 @@ def swap_test(
     if not len(kept.patients):
         return None
     if criterion is Criterion.AUC:
-        first, second = (_ranks(values, kept, pooled=pooled) for values in (first, second))
+        first, second = (_ranks(values, kept) for values in (first, second))
     # Both arms' cases in one list of 2n: a swap is then a choice of n of them, that is weights 0 and 1.
     labels = None if kept.labels is None else np.tile(kept.labels, 2)
     both = Rows(np.tile(kept.patients, 2), np.tile(kept.folds, 2), labels)
-    measure = over_folds(criterion, both, np.concatenate([first, second]), pooled=pooled)
+    measure = over_folds(criterion, both, np.concatenate([first, second]))
 
     def difference(swapped: BoolArray) -> FloatArray:
         chosen = np.concatenate([~swapped, swapped], axis=1).astype(np.float64)
@@ -137,35 +133,32 @@ def compare(
     b: FloatArray,
     *,
     names: tuple[str, str],
-    pooled: bool = False,
     resamples: int = RESAMPLES,
     permutations: int = PERMUTATIONS,
-    seed: int = 0,
 ) -> Comparison:
     """Return both arms' measures, their difference with its interval, and the swap test.
 
     Arguments and errors as in ``interval`` and ``swap_test``; the seeds of the arms are paired by place.
     """
     kept, (first, second) = measurable(criterion, rows, a, b)
-    one, two = (over_folds(criterion, kept, values, pooled=pooled) for values in (first, second))
+    one, two = (over_folds(criterion, kept, values) for values in (first, second))
     difference = Statistic(lambda weights: one.compute(weights) - two.compute(weights), one.undefined)
     measures = bootstrap(
         {"a": one, "b": two, "difference": difference},
         kept.patients,
         resamples=resamples,
-        seed=seed,
+        seed=SEED,
         strata=kept.strata,
     )
     by_fold = fold_values(criterion, rows, a)
     return Comparison(
         measure=criterion,
-        pooled=pooled,
         a=names[0],
         b=names[1],
         value_a=measures["a"],
         value_b=measures["b"],
         difference=measures["difference"],
-        p=swap_test(criterion, rows, a, b, pooled=pooled, permutations=permutations, seed=seed),
+        p=swap_test(criterion, rows, a, b, permutations=permutations),
         test=SWAP_TEST,
         n_patients=len(np.unique(kept.patients)),
         folds=len(by_fold),
@@ -190,11 +183,10 @@ def holm(p_values: Sequence[float | None]) -> tuple[float | None, ...]:
     return tuple(adjusted)
 
 
-def _ranks(values: FloatArray, rows: Rows, *, pooled: bool) -> FloatArray:
+def _ranks(values: FloatArray, rows: Rows) -> FloatArray:
     ranks = np.empty_like(values)
-    folds = np.zeros_like(rows.folds) if pooled else rows.folds
-    for fold in np.unique(folds):
-        here = folds == fold
+    for fold in np.unique(rows.folds):
+        here = rows.folds == fold
         ranks[here] = rankdata(values[here], axis=0)
     return ranks
 

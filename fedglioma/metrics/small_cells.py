@@ -47,100 +47,100 @@ class Told:
     unknown: str
 
 
-def told(metrics: GeneMetrics, limit: int = PASSED_ON) -> Told:
+def told(metrics: GeneMetrics) -> Told:
     """Return how many are known, of each status and unknown; exactly, unless they were kept back."""
     if metrics.withheld == "row":
-        return Told(roughly(metrics.n, limit), DASH, DASH, DASH)
+        return Told(roughly(metrics.n), DASH, DASH, DASH)
     known, unknown = f"{metrics.n:,}", f"{metrics.unknown:,}"
     if metrics.withheld:
         return Told(known, DASH, DASH, unknown)
     return Told(known, f"{metrics.positives:,}", f"{metrics.n - metrics.positives:,}", unknown)
 
 
-def outlined(found: SegmentationMetrics, limit: int = PASSED_ON) -> str:
+def outlined(found: SegmentationMetrics) -> str:
     """Return how many cases somebody outlined, as it may be printed."""
-    return roughly(found.n, limit) if found.withheld else f"{found.n - found.no_dice:,}"
+    return roughly(found.n) if found.withheld else f"{found.n - found.no_dice:,}"
 
 
-def passed_on(evaluation: Evaluation, limit: int = PASSED_ON) -> Evaluation:
+def passed_on(evaluation: Evaluation) -> Evaluation:
     """Return what may be printed of an evaluation where others read it; again, nothing more changes."""
-    overall = {gene: of_marker(metrics, limit) for gene, metrics in evaluation.overall.items()}
-    tumours = None if evaluation.segmentation is None else _of_outlines(evaluation.segmentation, limit)
+    overall = {gene: of_marker(metrics) for gene, metrics in evaluation.overall.items()}
+    tumours = None if evaluation.segmentation is None else _of_outlines(evaluation.segmentation)
     caution = None
     if evaluation.caution is not None:
-        caution = without_few(caution_of(evaluation.n_cases, overall, tumours) or evaluation.caution, limit)
+        caution = without_few(caution_of(evaluation.n_cases, overall, tumours) or evaluation.caution)
     return evaluation.model_copy(
         update={
             "overall": overall,
             "caution": caution,
-            "by_site": of_groups(evaluation.by_site, limit),
-            "by_modalities": of_groups(evaluation.by_modalities, limit),
-            "who": None if evaluation.who is None else _of_classes(evaluation.who, limit),
+            "by_site": of_groups(evaluation.by_site),
+            "by_modalities": of_groups(evaluation.by_modalities),
+            "who": None if evaluation.who is None else _of_classes(evaluation.who),
             "segmentation": tumours,
-            "segmentation_by_site": _of_outlined_groups(evaluation.segmentation_by_site, limit),
+            "segmentation_by_site": _of_outlined_groups(evaluation.segmentation_by_site),
         }
     )
 
 
-def of_marker(metrics: GeneMetrics, limit: int = PASSED_ON) -> GeneMetrics:
+def of_marker(metrics: GeneMetrics) -> GeneMetrics:
     """Return what may be printed of a marker over all patients."""
-    if metrics.withheld or not _few_of_a_status(metrics, limit):
+    if metrics.withheld or not _few_of_a_status(metrics):
         return metrics
-    caution = None if metrics.caution is None else without_few(metrics.caution, limit)
-    if is_few(metrics.n_patients, limit):
-        why = f"fewer than {limit} patients with a known status"
+    caution = None if metrics.caution is None else without_few(metrics.caution)
+    if is_few(metrics.n_patients):
+        why = f"fewer than {PASSED_ON} patients with a known status"
         return _without(metrics, _OF_ANYBODY, why, caution=caution, withheld="row", **_scrubbed(1))
-    why = f"fewer than {limit} patients of one status"
+    why = f"fewer than {PASSED_ON} patients of one status"
     return _without(
         metrics, _OF_STATUSES, why, caution=caution, withheld="statuses", positives=0, class_patients=None
     )
 
 
-def of_groups(groups: Groups, limit: int = PASSED_ON) -> dict[str, dict[Gene, GeneMetrics]]:
+def of_groups(groups: Groups) -> dict[str, dict[Gene, GeneMetrics]]:
     """Return what may be printed of markers by site or by sequences, whose sums stand elsewhere."""
     found = {name: dict(metrics) for name, metrics in groups.items()}
     for gene in Gene:
         rows = {name: metrics[gene] for name, metrics in found.items() if gene in metrics}
-        few = [name for name, metrics in rows.items() if _few_of_a_status(metrics, limit)]
+        few = [name for name, metrics in rows.items() if _few_of_a_status(metrics)]
         if not few or any(metrics.withheld for metrics in rows.values()):
             continue
         numbers = [metrics.n_patients for metrics in rows.values()]
-        codes = coded(numbers, limit) or [limit if n >= limit else 1 for n in numbers]
+        codes = coded(numbers) or [PASSED_ON if n >= PASSED_ON else 1 for n in numbers]
         for (name, metrics), code in zip(rows.items(), codes, strict=True):
-            found[name][gene] = _of_row(metrics, code, limit)
+            found[name][gene] = _of_row(metrics, code)
     return found
 
 
-def who_cells(who: WhoTable, limit: int = PASSED_ON) -> dict[WhoClass, dict[WhoClass, str]]:
+def who_cells(who: WhoTable) -> dict[WhoClass, dict[WhoClass, str]]:
     """Return the WHO table's cells as they may be printed; their rows' sums as ``who_totals``.
 
     Counts of a copy that was passed on are codes already.
     """
     return {
-        row: {column: roughly(n, limit) if who.withheld else f"{n:,}" for column, n in cells.items()}
+        row: {column: roughly(n) if who.withheld else f"{n:,}" for column, n in cells.items()}
         for row, cells in who.counts.items()
     }
 
 
-def who_totals(who: WhoTable, limit: int = PASSED_ON) -> dict[WhoClass, str]:
+def who_totals(who: WhoTable) -> dict[WhoClass, str]:
     """Return how many cases have each measured class, a dash for all where cells were kept back."""
     totals = [sum(cells.values()) for cells in who.counts.values()]
-    texts = [DASH] * len(totals) if who.withheld else shown_cells(totals, limit)
+    texts = [DASH] * len(totals) if who.withheld else shown_cells(totals)
     return dict(zip(who.counts, texts, strict=True))
 
 
-def _few_of_a_status(metrics: GeneMetrics, limit: int) -> bool:
+def _few_of_a_status(metrics: GeneMetrics) -> bool:
     patients = metrics.class_patients or (metrics.n - metrics.positives, metrics.positives)
-    return any(is_few(number, limit) for number in (*patients, metrics.n_patients))
+    return any(is_few(number) for number in (*patients, metrics.n_patients))
 
 
 def _scrubbed(code: int) -> dict[str, object]:
     return {"n": code, "n_patients": code, "positives": 0, "unknown": 0, "class_patients": None}
 
 
-def _of_row(metrics: GeneMetrics, code: int, limit: int) -> GeneMetrics:
-    own = of_marker(metrics, limit)
-    caution = None if own.caution is None else f"too few patients, or one group has fewer than {limit}"
+def _of_row(metrics: GeneMetrics, code: int) -> GeneMetrics:
+    own = of_marker(metrics)
+    caution = None if own.caution is None else f"too few patients, or one group has fewer than {PASSED_ON}"
     if own is metrics:
         why = "it would tell how few another group has"
         return _without(metrics, _COUNTING, why, caution=caution, withheld="row", **_scrubbed(code))
@@ -152,10 +152,10 @@ def _without(metrics: GeneMetrics, names: Iterable[str], why: str, **changes: ob
     return metrics.model_copy(update=gone | changes)
 
 
-def _of_outlines(found: SegmentationMetrics, limit: int) -> SegmentationMetrics:
-    if found.withheld or not is_few(found.n - found.no_dice, limit):
+def _of_outlines(found: SegmentationMetrics) -> SegmentationMetrics:
+    if found.withheld or not is_few(found.n - found.no_dice):
         return found
-    why = f"fewer than {limit} outlined patients"
+    why = f"fewer than {PASSED_ON} outlined patients"
     gone = {name: Measure(value=None, reason=why) for name in _OUTLINES}
     return found.model_copy(update=gone | _uncounted(1))
 
@@ -164,28 +164,26 @@ def _uncounted(code: int) -> dict[str, object]:
     return {"n": code, "n_patients": code, "no_dice": 0, "no_hd95": 0, "no_volume": 0, "withheld": True}
 
 
-def _of_outlined_groups(
-    groups: Mapping[str, SegmentationMetrics], limit: int
-) -> dict[str, SegmentationMetrics]:
-    codes = coded([found.n - found.no_dice for found in groups.values()], limit)
+def _of_outlined_groups(groups: Mapping[str, SegmentationMetrics]) -> dict[str, SegmentationMetrics]:
+    codes = coded([found.n - found.no_dice for found in groups.values()])
     if codes is None or any(found.withheld for found in groups.values()):
         return dict(groups)
     return {
-        name: _of_outlines(found, limit).model_copy(update=_uncounted(code))
+        name: _of_outlines(found).model_copy(update=_uncounted(code))
         for (name, found), code in zip(groups.items(), codes, strict=True)
     }
 
 
-def _of_classes(who: WhoTable, limit: int) -> WhoTable:
+def _of_classes(who: WhoTable) -> WhoTable:
     cells = [n for row in who.counts.values() for n in row.values()]
-    if who.withheld or not any(is_few(n, limit) for n in cells):
+    if who.withheld or not any(is_few(n) for n in cells):
         return who
     # One list of all cells: rows and columns both add up to numbers that stand elsewhere.
-    codes = coded(cells, limit) or cells
+    codes = coded(cells) or cells
     by_row = iter(codes)
     counts = {row: {column: next(by_row) for column in found} for row, found in who.counts.items()}
-    why = f"fewer than {limit} cases whose measured markers give a class"
+    why = f"fewer than {PASSED_ON} cases whose measured markers give a class"
     gone = {}
-    if is_few(who.compared, limit):
+    if is_few(who.compared):
         gone = {name: Measure(value=None, reason=why) for name in ("agreement", "majority")}
     return who.model_copy(update={"counts": counts, "withheld": True, **gone})

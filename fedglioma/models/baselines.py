@@ -16,8 +16,8 @@ adds; SENet154 has 3.5 times its parameters and another depth, and would not.
 
 The classifiers have one linear layer per gene on shared features. All networks get group norm unless
 asked otherwise, so that central, federated and private runs train the same network. Private training
-has no Swin-UNETR: it keeps parameters and buffers in one module, which per-case gradient samplers
-refuse, and it cannot take a batch without cases.
+has no Swin-UNETR: its attention owns parameters beside its layers (``fedglioma/privacy/network.py``), and
+it cannot take a batch without cases.
 
 MONAI is imported when a network is built, not before; its extra is ``baselines``.
 """

@@ -101,7 +101,6 @@ def _loss(settings: RunConfig, class_counts: ClassCounts) -> TaskLoss:
     return GenotypeLoss(
         class_counts,
         weighting=settings.task_weighting,
-        form=switches.form,
         ldam_input=switches.ldam_input,
         max_weight=LOCAL_WEIGHT_CAP if settings.counts == "local" else None,
     )

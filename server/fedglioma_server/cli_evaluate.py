@@ -23,6 +23,7 @@ from fedglioma.errors import ConfigError
 from fedglioma_server.options import Cohorts, Workers
 
 ATTACK = "Attack"
+SHADOWS = 8
 
 
 def evaluate(
@@ -68,7 +69,7 @@ def evaluate(
             max=1024,
             rich_help_panel=ATTACK,
         ),
-    ] = 8,
+    ] = SHADOWS,
     attack_epochs: Annotated[
         int | None,
         typer.Option(
@@ -103,7 +104,14 @@ def evaluate(
     with door(output), interruptible():
         log.configure(log_level, console=human())
         if not attack:
-            for option, given in (("--members", members), ("--run", run), ("--gate", gate)):
+            for option, given in (
+                ("--members", members),
+                ("--run", run),
+                ("--shadows", shadows != SHADOWS),
+                ("--attack-epochs", attack_epochs),
+                ("--no-inversion", not inversion),
+                ("--gate", gate),
+            ):
                 if given:
                     raise ConfigError(f"{option}: belongs to --attack; give both, or leave it out")
             from fedglioma_server.run_evaluation import evaluate_model

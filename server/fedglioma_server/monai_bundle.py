@@ -4,6 +4,7 @@ Weights stay safetensors, copied as they are; no pickle is written or read. The 
 installed function of fedglioma, so whoever runs the bundle installs ``fedglioma[bundle]``.
 """
 
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from fedglioma_server.report_text import listing
 
 CARD: Final = "README.md"
 _MOST_TEXT_BYTES: Final = 1 << 20
+_VERSION: Final = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
 
 LICENSE: Final = """\
 The weights in models/ were trained by {authors}. This file grants no licence for them: who may use them for
@@ -60,7 +62,8 @@ def write_bundle(
     Raises
     ------
     ConfigError
-        ``out`` is there already, the model has no card, or the licence cannot be read.
+        ``out`` is there already, the version is not three numbers, the model has no card, or the licence
+        cannot be read.
     ProtocolError
         The model is damaged or not one of fedglioma.
     FedGliomaError
@@ -70,6 +73,8 @@ def write_bundle(
         raise ConfigError(f"{model}: no such folder; name the model folder of a run")
     if out.exists():
         raise ConfigError(f"--out {out}: is there already and is never overwritten; name a new folder")
+    if not _VERSION.fullmatch(bundle_version):
+        raise ConfigError(f"--bundle-version {bundle_version}: give three numbers with points, such as 1.0.0")
     _, settings, _ = load_model(model)
     config = read_config(model)
     run, evaluation = _run_around(model, config)
@@ -89,7 +94,11 @@ def write_bundle(
         cohorts=cohorts,
         evaluation=evaluation,
     )
-    license_text = LICENSE.format(authors=who) if license_file is None else _text(license_file, "--license")
+    license_text = (
+        LICENSE.format(authors=who)
+        if license_file is None
+        else _text(license_file, "name a text file by --license")
+    )
     card = _text(model / CARD, "the model card is missing or unreadable; copy the whole model folder")
     if attacked is not None:
         card += "\n## Attacks\n\n" + "\n".join(f"- {sentence}" for sentence in attack_words(attacked)) + "\n"
@@ -132,5 +141,8 @@ def _cohorts(run: RunRecord | None) -> str:
 def _text(path: Path, why: str) -> str:
     try:
         return read_small(path, _MOST_TEXT_BYTES).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {why} ({type(error).__name__})") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text; {why}") from None
+    except OSError as error:
+        reason = (error.strerror or "cannot be read").lower()
+        raise ConfigError(f"{path}: {reason}; {why}") from None

@@ -22,6 +22,9 @@ from fedglioma.scale import Scale
 
 T = TypeVar("T", bound=BaseModel)
 
+MOST_NAMED = 3
+"""Fields that are wrong, in an error."""
+
 
 class Record(BaseModel):
     """A value on disk: checked on reading, no unknown fields, no NaN."""
@@ -265,8 +268,8 @@ def write_json(path: Path, record: BaseModel | dict[str, Any]) -> None:
     write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, kind: type[T]) -> T:
-    """Return a record from disk.
+def read_json(path: Path, kind: type[T], what: str = "record") -> T:
+    """Return a record from disk; ``what`` it is stands in the error.
 
     Raises
     ------
@@ -278,8 +281,28 @@ def read_json(path: Path, kind: type[T]) -> T:
     except FileNotFoundError:
         raise ConfigError(f"{path}: not there; is this a run folder?") from None
     except (ValidationError, UnicodeDecodeError) as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(f"{path}: does not hold a {kind.__name__} ({first})") from None
+        raise ConfigError(
+            f"{path}: no {what} of this version of fedglioma ({_problem(error, kind)}); name another folder, "
+            "restore the file, or use the version that wrote it"
+        ) from None
+
+
+def _problem(error: ValidationError | UnicodeDecodeError, kind: type[BaseModel]) -> str:
+    """Return what is wrong with a file in words; of what stands in it, nothing is shown but our own names."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not text"
+    found = error.errors(include_url=False, include_input=False)
+    if found[0]["type"] == "json_invalid":
+        return "it is not JSON, or cut short"
+    for problem in found:
+        if problem["type"] == "value_error":
+            return problem["msg"].removeprefix("Value error, ")
+    tops = dict.fromkeys(str(problem["loc"][0]) for problem in found if problem["loc"])
+    names = [name for name in tops if name in kind.model_fields]
+    if not names:
+        return "something else stands in it"
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f"missing or not as expected: {', '.join(names[:MOST_NAMED])}{more}"
 
 
 def write_rounds(path: Path, rounds: Iterable[RoundRecord]) -> None:
@@ -303,5 +326,8 @@ def read_rounds(path: Path) -> list[RoundRecord]:
         try:
             rounds.append(RoundRecord.model_validate_json(line))
         except ValidationError as error:
-            raise ConfigError(f"{path}: line {number}: {str(error).splitlines()[0]}") from None
+            raise ConfigError(
+                f"{path}: line {number}: no round's record of this version of fedglioma "
+                f"({_problem(error, RoundRecord)}); restore the file, or use the version that wrote it"
+            ) from None
     return rounds

@@ -69,7 +69,7 @@ def read_saved(run_folder: Path) -> Saved:
         The folder holds no run, or one of its files is damaged.
     """
     return Saved(
-        run=read_json(run_folder / "run.json", RunRecord),
+        run=read_json(run_folder / "run.json", RunRecord, "run's record"),
         rounds=_rounds(run_folder / "rounds.jsonl"),
         privacy=_optional(run_folder / "privacy.json", PrivacyRecord),
         evaluation=_optional(run_folder / "evaluation" / "metrics.json", Evaluation),

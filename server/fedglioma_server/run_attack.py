@@ -100,6 +100,8 @@ def attack_model(request: AttackRequest) -> tuple[dict[str, Any], str, FedGlioma
         raise ConfigError(f"{request.model}: no such folder; name the model folder of a run")
     if request.shadows:
         require_shadows(request.shadows)
+    elif request.epochs is not None:
+        raise ConfigError("--attack-epochs: --shadows 0 trains no model; leave one of the two out")
     place = usable_device(request.device)
     learner, settings, scale = load_model(request.model)
     config = read_config(request.model)

@@ -231,11 +231,12 @@ def _simulation(request: Request, folder: RunFolder, gathering: Gathering) -> si
 
 
 def _require_enough(settings: RunConfig, sites: int) -> None:
+    hides = "secure_aggregation" if settings.secure_aggregation else "privacy central"
     hiding = settings.secure_aggregation or settings.privacy == "central"
     if hiding and sites < settings.quorum:
         raise ConfigError(
             f"quorum: {settings.quorum} sites are needed to hide among each other, and there are {sites}; "
-            "add hospitals, or leave secure_aggregation or privacy central out"
+            f"add hospitals, or leave {hides} out"
         )
 
 

@@ -70,7 +70,7 @@ class RunFolder:
 
     def read(self) -> RunRecord:
         """Return the run record."""
-        return read_json(self.record_file, RunRecord)
+        return read_json(self.record_file, RunRecord, "run's record")
 
     def key(self) -> str:
         """Return what tells this run from every other, also from one of the same name."""

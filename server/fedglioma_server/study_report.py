@@ -43,7 +43,7 @@ def write_study_report(folder: Path) -> Path:
     ConfigError
         The folder holds no study.
     """
-    result = read_json(folder / RESULTS, StudyResult)
+    result = read_json(folder / RESULTS, StudyResult, "study's result")
     drawn = _drawings(result)
     page = rendered(
         "fedglioma_server",

@@ -226,7 +226,19 @@ def test_run_record_that_is_damaged_is_told_in_words(content: bytes, tmp_path: P
     for words in (("simulate", *SYNTHETIC, *TINY, "--out", tmp_path), ("report", tmp_path)):
         result = call(*words)
         assert result.exit_code == 2
-        assert "run.json: does not hold a RunRecord" in reason_of(result)
+        assert "run.json: no run's record of this version" in reason_of(result)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '[{"accuracy": 0.9}]'])
+def test_results_of_something_else_are_no_studys(content: str, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(content)
+    result = call("report", tmp_path)
+    assert result.exit_code == 2
+    reason = reason_of(result)
+    assert "results.json: no study's result of this version of fedglioma (" in reason
+    assert "; name another folder, restore the file, or use the version that wrote it" in reason
+    assert "StudyResult" not in reason
+    assert "validation error" not in reason
 
 
 def test_nothing_to_simulate_on_is_told_with_the_choices() -> None:

@@ -374,11 +374,23 @@ def test_fold_that_cannot_be_meant_is_refused(
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("asked", "advice"),
+    [
+        (("--secure-aggregation", "--payload", "masked"), "leave secure_aggregation out"),
+        (
+            ("--secure-aggregation", "--privacy", "site", "--noise-multiplier", "1"),
+            "leave secure_aggregation out",
+        ),
+        (("--privacy", "central", "--noise-multiplier", "1"), "leave privacy central out"),
+    ],
+)
 def test_made_up_hospitals_that_are_too_few_to_hide_are_refused_before_patients_are_made(
-    tmp_path: Path,
+    tmp_path: Path, asked: tuple[str, ...], advice: str
 ) -> None:
-    words = ["--synthetic", "12", "--sites", "a,b", "--secure-aggregation", "--payload", "masked"]
+    words = ["--synthetic", "12", "--sites", "a,b", *asked]
     result = call("simulate", *words, "--out", tmp_path / "run")
     assert result.exit_code == 2
     assert "3 sites are needed to hide among each other, and there are 2" in reason_of(result)
+    assert reason_of(result).endswith(f"add hospitals, or {advice}")
     assert not (tmp_path / "run").exists()

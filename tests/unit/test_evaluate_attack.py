@@ -147,6 +147,7 @@ def test_cohorts_can_be_named_instead_and_updates_are_probed(
         (("--cohort", "{top}/members"), 2, "give --members DIR"),
         (("--run", "{top}/nowhere"), 2, "no such run folder"),
         (("--shadows", "1"), 2, "--shadows 1: at least 2"),
+        (("--shadows", "0", "--attack-epochs", "3"), 2, "--attack-epochs: --shadows 0 trains no model"),
         (("--device", "tpu"), 2, "--device tpu"),
     ],
 )
@@ -194,7 +195,13 @@ def test_run_of_another_model_and_run_without_a_plan_are_refused(run: Path, tmp_
         assert reason in reason_of(result)
 
 
-@pytest.mark.parametrize("option", [("--gate",), ("--members", "x"), ("--run", "x")])
+@pytest.mark.parametrize(
+    "option",
+    [
+        *(("--gate",), ("--members", "x"), ("--run", "x")),
+        *(("--shadows", "0"), ("--attack-epochs", "3"), ("--no-inversion",)),
+    ],
+)
 def test_options_of_the_attack_need_it(run: Path, tmp_path: Path, option: tuple[str, ...]) -> None:
     result = call("evaluate", run / "model", "--cohort", run, "--out", tmp_path / "o", *option)
     assert result.exit_code == 2

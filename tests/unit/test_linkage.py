@@ -244,11 +244,3 @@ def test_number_that_cannot_be_one_is_warned_of_and_not_told(tmp_path: Path, num
     (warning,) = [warning for warning in read.warnings if warning.code == "linkage_id"]
     assert warning.patient == "P0"
     assert number[:12] not in warning.message
-
-
-def test_one_person_under_two_ids_is_warned_of_and_kept(tmp_path: Path) -> None:
-    read = read_participants(table(tmp_path, NUMBER, "998877", NUMBER.lower()))
-    assert len(read.participants) == 3
-    (warning,) = [warning for warning in read.warnings if warning.code == "same_person"]
-    assert (warning.patient, "row 2" in warning.message) == ("P2", True)
-    assert NUMBER.lower() not in warning.message.lower()

@@ -481,7 +481,10 @@ def test_command_refuses_in_words_and_leaves_nothing(run_folder: Path, tmp_path:
     assert "no such folder" in said(2, tmp_path / "gone", "--out", out)
     assert "did you mean" in said(1, run_folder, "--out", out)
     assert "never overwritten" in said(2, model, "--out", run_folder)
-    assert "--license" in said(2, model, "--out", out, "--license", tmp_path / "gone")
+    licence = said(2, model, "--out", out, "--license", tmp_path / "gone")
+    assert licence == f"{tmp_path / 'gone'}: no such file or directory; name a text file by --license"
+    (tmp_path / "latin").write_bytes(b"\xff")
+    assert "not UTF-8 text; name" in said(2, model, "--out", out, "--license", tmp_path / "latin")
     (model / "README.md").rename(model / "card")
     assert "the model card is missing" in said(2, model, "--out", out)
     (model / "card").rename(model / "README.md")
@@ -490,6 +493,13 @@ def test_command_refuses_in_words_and_leaves_nothing(run_folder: Path, tmp_path:
     assert "cut off" in said(1, model, "--out", out)
     assert not list(tmp_path.glob("*b*.part"))
     assert not out.exists()
+
+
+@pytest.mark.parametrize("version", ["x y", "1.0", "1.0.0.0", "v1.0.0", "1.0.0\n", "1..0", "\u0661.0.0", ""])
+def test_bundles_version_is_three_numbers(run_folder: Path, tmp_path: Path, version: str) -> None:
+    with pytest.raises(ConfigError, match="give three numbers"):
+        bundle_of(run_folder / "model", tmp_path / "b", bundle_version=version)
+    assert not (tmp_path / "b").exists()
 
 
 def test_bundle_appears_whole_or_not_at_all(

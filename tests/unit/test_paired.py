@@ -17,7 +17,7 @@ from fedglioma.case import UNKNOWN
 from fedglioma.errors import FedGliomaError
 from fedglioma.metrics.bootstrap import resample_weights
 from fedglioma.metrics.criterion import Criterion, Rows, fold_values, measurable, over_folds
-from fedglioma.metrics.paired import compare, holm, interval, swap_test
+from fedglioma.metrics.paired import SEED, compare, holm, interval, swap_test
 
 GENE_CRITERIA = [criterion for criterion in Criterion if criterion is not Criterion.DICE]
 SCIKIT = {
@@ -37,15 +37,14 @@ def study(n=40, folds=4, seeds=3, seed=0, signal=0.5):
     return Rows(np.arange(n), np.arange(n) % folds, labels), np.round(1 / (1 + np.exp(-scores)), 2)
 
 
-def by_hand(criterion, rows, predictions, weights=None, *, pooled=False):
+def by_hand(criterion, rows, predictions, weights=None):
     """The papers' way: scikit-learn's figure of each fold, then two means."""
     weights = np.ones(len(rows.labels)) if weights is None else weights
-    folds = np.zeros_like(rows.folds) if pooled else rows.folds
     per_seed = []
     for scores in predictions.T:
         values = []
-        for fold in np.unique(folds):
-            here = folds == fold
+        for fold in np.unique(rows.folds):
+            here = rows.folds == fold
             if np.ptp(rows.labels[here & (weights > 0)]) if (weights[here] > 0).any() else 0:
                 values.append(SCIKIT[criterion](rows.labels[here], scores[here], weights[here]))
         per_seed.append(np.mean(values))
@@ -55,21 +54,19 @@ def by_hand(criterion, rows, predictions, weights=None, *, pooled=False):
 # --- the measures
 
 
-@pytest.mark.parametrize("pooled", [False, True])
 @pytest.mark.parametrize("criterion", GENE_CRITERIA)
-def test_measures_are_scikit_learns_averaged_over_folds_then_seeds(criterion, pooled):
+def test_measures_are_scikit_learns_averaged_over_folds_then_seeds(criterion):
     rows, predictions = study()
-    measure = interval(criterion, rows, predictions, pooled=pooled, resamples=0)
-    assert measure.value == pytest.approx(by_hand(criterion, rows, predictions, pooled=pooled))
+    measure = interval(criterion, rows, predictions, resamples=0)
+    assert measure.value == pytest.approx(by_hand(criterion, rows, predictions))
 
 
-@pytest.mark.parametrize("pooled", [False, True])
 @pytest.mark.parametrize("criterion", [Criterion.AUC, Criterion.BALANCED_ACCURACY])
-def test_weighted_measures_are_scikit_learns(criterion, pooled):
+def test_weighted_measures_are_scikit_learns(criterion):
     rows, predictions = study()
-    statistic = over_folds(criterion, rows, predictions, pooled=pooled)
+    statistic = over_folds(criterion, rows, predictions)
     weights = np.random.default_rng(1).integers(0, 4, (20, 40)).astype(float)
-    expected = [by_hand(criterion, rows, predictions, row, pooled=pooled) for row in weights]
+    expected = [by_hand(criterion, rows, predictions, row) for row in weights]
     assert statistic.compute(weights) == pytest.approx(expected)
 
 
@@ -85,7 +82,6 @@ def test_dice_is_the_mean_of_the_cases_with_a_mask():
     rows = Rows(np.arange(4), np.array([0, 0, 1, 1]))
     dice = np.array([[0.8, 0.6], [0.4, 0.6], [0.9, 1.0], [np.nan, np.nan]])
     assert interval(Criterion.DICE, rows, dice).value == pytest.approx((0.6 + 0.95) / 2)
-    assert interval(Criterion.DICE, rows, dice, pooled=True).value == pytest.approx((2.1 / 3 + 2.2 / 3) / 2)
 
 
 def test_a_fold_of_one_class_is_left_out_of_the_mean_and_counted():
@@ -105,7 +101,6 @@ def test_folds_that_all_have_one_class_have_no_mean_and_say_so():
     result = compare(Criterion.AUC, rows, scores, scores, names=("x", "y"))
     assert (result.value_a.value, result.p, result.undefined_folds) == (None, None, 2)
     assert result.difference.reason == "in every fold: one class only"
-    assert interval(Criterion.AUC, rows, scores, pooled=True).value == 1
 
 
 def test_cases_without_a_label_take_no_part():
@@ -163,8 +158,8 @@ def test_stratified_resamples_do_not_depend_on_the_chunks(monkeypatch):
 
 def test_interval_is_the_quantiles_of_scikit_learns_figure_on_resampled_patients():
     rows, predictions = study(n=24, seeds=2)
-    ours = interval(Criterion.AUC, rows, predictions, resamples=40, seed=3)
-    draws = np.concatenate(list(resample_weights(rows.patients, 40, 3, rows.folds)))
+    ours = interval(Criterion.AUC, rows, predictions, resamples=40)
+    draws = np.concatenate(list(resample_weights(rows.patients, 40, SEED, rows.folds)))
     expected = [by_hand(Criterion.AUC, rows, predictions, weights) for weights in draws]
     assert (ours.low, ours.high) == pytest.approx(tuple(np.quantile(expected, (0.025, 0.975))))
 
@@ -207,7 +202,7 @@ def test_intervals_of_a_difference_cover_no_difference_about_as_often_as_they_sa
         rows = Rows(np.arange(80), np.arange(80) % 4, labels)
         shared = generator.normal(size=80) + labels
         a, b = (stats.norm.cdf(shared + generator.normal(size=80)) for _ in range(2))
-        one, two = (over_folds(Criterion.AUC, rows, arm[:, None], pooled=False) for arm in (a, b))
+        one, two = (over_folds(Criterion.AUC, rows, arm[:, None]) for arm in (a, b))
         (weights,) = resample_weights(rows.patients, 200, trial, rows.folds)
         low, high = np.quantile(one.compute(weights) - two.compute(weights), (0.025, 0.975))
         covered += low <= 0 <= high

@@ -7,6 +7,8 @@ import pytest
 from fedglioma.config.run import RunConfig
 from fedglioma.errors import ConfigError
 
+CENTRAL = {"privacy": "central", "target_epsilon": 3}
+
 
 def refused(**given: Any) -> str:
     with pytest.raises(ConfigError) as raised:
@@ -19,9 +21,25 @@ def refused(**given: Any) -> str:
     [
         ({"noise_multiplier": 1.0}, "without effect while privacy is none"),
         ({"target_epsilon": 3.0}, "without effect while privacy is none"),
+        ({"sampling_rate": 0.5}, "sampling_rate: without effect while privacy is none"),
+        ({"clipping": "per_layer"}, "clipping: without effect while privacy is none"),
+        ({"counts_epsilon": 2}, "or set privacy to site"),
+        ({"clip_norm": 2}, "clip_norm: without effect while privacy is none"),
+        ({"delta": 1e-6}, "or set privacy to site or central"),
+        ({"accountant": "rdp"}, "accountant: without effect while privacy is none"),
+        (CENTRAL | {"sampling_rate": 0.5}, "sampling_rate: without effect while privacy is central"),
+        (CENTRAL | {"clipping": "per_layer"}, "clipping: without effect while privacy is central"),
+        (
+            CENTRAL | {"counts_epsilon": 2, "clipping": "per_layer"},
+            "clipping and counts_epsilon: without effect while privacy is central; leave them out, or set "
+            "privacy to site",
+        ),
         ({"privacy": "site"}, "give target_epsilon, or noise_multiplier"),
         ({"privacy": "central"}, "give target_epsilon, or noise_multiplier"),
-        ({"privacy": "site", "target_epsilon": 3, "model": "swinunetr"}, "model: swinunetr gives no"),
+        (
+            {"privacy": "site", "target_epsilon": 3, "model": "swinunetr"},
+            "model: swinunetr gives no gradients",
+        ),
         ({"privacy": "site", "target_epsilon": 3, "preset": "reference"}, "preset: reference normalises"),
         ({"privacy": "site", "target_epsilon": 3, "weighting": "uncertainty"}, "weighting: learned loss"),
         ({"privacy": "site", "target_epsilon": 3, "counts": "local"}, "counts: a site's exact counts"),
@@ -60,6 +78,18 @@ def refused(**given: Any) -> str:
 )
 def test_what_does_not_go_with_privacy_is_refused_by_name(given: dict[str, Any], words: str) -> None:
     assert words in refused(**given)
+
+
+@pytest.mark.parametrize("privacy", ["none", "site", "central"])
+def test_defaults_of_every_setting_go_with_every_kind_of_privacy(privacy: str) -> None:
+    noise = {} if privacy == "none" else {"target_epsilon": 3}
+    settings = RunConfig.from_mapping({"privacy": privacy, **noise}, "settings")
+    assert RunConfig.model_validate_json(settings.model_dump_json()) == settings
+
+
+def test_what_noise_of_any_kind_uses_goes_with_central_privacy() -> None:
+    given = CENTRAL | {"delta": 1e-6, "clip_norm": 2.0, "accountant": "rdp"}
+    assert RunConfig.from_mapping(given, "settings").clip_norm == 2.0
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "fedbn", "fedavgm", "fedadam", "fedyogi"])

@@ -154,6 +154,8 @@ def test_line_that_is_no_round_is_named_with_its_number(tmp_path: Path, line: by
     with pytest.raises(ConfigError, match=r"rounds\.jsonl: line 2: ") as raised:
         read_rounds(path)
     assert "\n" not in str(raised.value)
+    assert "RoundRecord" not in str(raised.value)
+    assert "no round's record of this version" in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -161,9 +163,37 @@ def test_line_that_is_no_round_is_named_with_its_number(tmp_path: Path, line: by
 )
 def test_file_that_is_no_record_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "run.json").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"run\.json: does not hold a RunRecord") as raised:
-        read_json(tmp_path / "run.json", RunRecord)
+    with pytest.raises(ConfigError, match=r"run\.json: no run's record of this version") as raised:
+        read_json(tmp_path / "run.json", RunRecord, "run's record")
     assert "\n" not in str(raised.value)
+    assert "RunRecord" not in str(raised.value)
+    assert "validation" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"run_id": "x"', "it is not JSON, or cut short"),
+        (b"\xff\xfe\x00", "it is not text"),
+        (b'{"run_id": 5, "zz9": 1}', "missing or not as expected: run_id, created, engine and "),
+        (b'["zz9"]', "something else stands in it"),
+    ],
+)
+def test_what_is_wrong_with_a_record_is_said_by_our_own_names_alone(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=said) as raised:
+        read_json(tmp_path / "run.json", RunRecord)
+    assert "zz9" not in str(raised.value)
+
+
+def test_setting_that_a_record_may_not_have_is_said_with_its_reason(tmp_path: Path) -> None:
+    table = run_record().model_dump(mode="json")
+    table["settings"]["sampling_rate"] = 0.5
+    (tmp_path / "run.json").write_text(json.dumps(table), encoding="utf-8")
+    with pytest.raises(ConfigError, match="sampling_rate: without effect while privacy is none"):
+        read_json(tmp_path / "run.json", RunRecord)
 
 
 def test_absent_record_asks_whether_this_is_a_run_folder(tmp_path: Path) -> None:
@@ -175,7 +205,7 @@ def test_record_with_an_unknown_field_or_status_is_refused(tmp_path: Path) -> No
     for changed in ({"patients": ["P1"]}, {"status": "paused"}):
         table = run_record().model_dump(mode="json") | changed
         (tmp_path / "run.json").write_text(json.dumps(table), encoding="utf-8")
-        with pytest.raises(ConfigError, match="does not hold a RunRecord"):
+        with pytest.raises(ConfigError, match="no record of this version"):
             read_json(tmp_path / "run.json", RunRecord)
 
 

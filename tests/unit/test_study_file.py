@@ -8,6 +8,12 @@ from fedglioma.errors import ConfigError
 from fedglioma_server.study_file import read_study
 
 SHIPPED = sorted((Path(__file__).parents[2] / "server" / "studies").glob("*.yaml"))
+PAGE = Path(__file__).parents[2] / "docs" / "studies.md"
+EXAMPLES = [
+    text
+    for block in PAGE.read_text("utf-8").split("```yaml\n")[1:]
+    if "arms:" in (text := block.split("```")[0])
+]
 SIMPLE: dict[str, Any] = {"title": "A study", "arms": [{"name": "one"}, {"name": "two", "lr": 0.01}]}
 
 
@@ -28,6 +34,17 @@ def test_shipped_study_can_be_run_at_every_size(path: Path) -> None:
                 assert settings.crop in (128, 144)
             else:
                 assert settings.crop <= 48
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda text: yaml.safe_load(text)["title"])
+def test_example_of_the_page_can_be_run(example: str, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(example, "utf-8")
+    study = read_study(tmp_path / "study.yaml")
+    assert [study.settings(arm, 1, {}).width for arm in study.arms] == [1] * len(study.arms)
+
+
+def test_page_has_examples() -> None:
+    assert len(EXAMPLES) == 2
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

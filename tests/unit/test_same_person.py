@@ -1,0 +1,119 @@
+"""One person under two ids, known by the number: one patient to a split and to the account of privacy."""
+
+from pathlib import Path
+
+import pytest
+
+from fedglioma.case import Finding
+from fedglioma.data.cohort import merge_cohorts, read_cohort
+from fedglioma.data.manifest import read_participants
+from tests.bad_cohorts import COLUMNS, ROWS, write_cohort, write_table
+
+NUMBER = "11010519491231002X"
+OTHER = "640102197505055678"
+
+
+def cohort(folder: Path, *numbers: str, **changed: tuple[str, str]) -> Path:
+    """Write three patients, P1 to P3, with these numbers; ``P1=("idh", "2")`` changes a cell."""
+    write_cohort(folder)
+    write_numbers(folder, *numbers, **changed)
+    return folder
+
+
+def write_numbers(folder: Path, *numbers: str, **changed: tuple[str, str]) -> None:
+    rows = [
+        dict(zip([*COLUMNS, "linkage_id"], (*row, n), strict=True))
+        for row, n in zip(ROWS, numbers, strict=True)
+    ]
+    for row in rows:
+        if row["participant_id"] in changed:
+            column, value = changed[row["participant_id"]]
+            row[column] = value
+    write_table(folder, [[*COLUMNS, "linkage_id"], *(row.values() for row in rows)])
+
+
+def codes(findings: tuple[Finding, ...]) -> list[tuple[str, str]]:
+    return [(finding.patient, finding.code) for finding in findings]
+
+
+def patients(found: object) -> list[str]:
+    return [case.patient for case in found.cases]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("spelling", [NUMBER, NUMBER.lower(), f" {NUMBER} "])
+def test_one_person_under_two_ids_counts_once(tmp_path: Path, spelling: str) -> None:
+    read = read_cohort(cohort(tmp_path / "c", NUMBER, OTHER, spelling))
+    assert patients(read) == ["P1", "P2"]
+    assert codes(read.exclusions) == [("P3", "same_person")]
+    assert not read.warnings
+    message = read.exclusions[0].message
+    assert "linkage_id is that of patient P1: one person under two ids; only the first counts" in message
+    assert NUMBER.lower() not in message.lower()
+
+
+@pytest.mark.parametrize("number", ["n/a", "", "unknown", "12345", "anonymous"])
+def test_rows_without_a_number_are_different_people(tmp_path: Path, number: str) -> None:
+    read = read_cohort(cohort(tmp_path / "c", number, number, number))
+    assert patients(read) == ["P1", "P2", "P3"]
+    assert not read.exclusions
+
+
+def test_row_that_cannot_be_used_does_not_shut_out_the_other(tmp_path: Path) -> None:
+    label = read_cohort(cohort(tmp_path / "label", NUMBER, OTHER, NUMBER, P1=("idh", "2")))
+    assert patients(label) == ["P2", "P3"]
+    assert codes(label.exclusions) == [("P1", "label")]
+    broken = cohort(tmp_path / "broken", NUMBER, OTHER, NUMBER)
+    (broken / "P1" / "P1_t1.nii.gz").write_bytes(b"")
+    assert codes(read_cohort(broken).exclusions) == [("P1", "empty")]
+    assert patients(read_cohort(broken)) == ["P2", "P3"]
+
+
+@pytest.mark.parametrize("refused", ["P1", "P3"])
+def test_persons_refusal_counts_under_both_ids(tmp_path: Path, refused: str) -> None:
+    other = "P3" if refused == "P1" else "P1"
+    read = read_cohort(
+        cohort(tmp_path / "c", NUMBER, OTHER, NUMBER.lower(), **{refused: ("purpose", "none")})
+    )
+    assert patients(read) == ["P2"]
+    assert sorted(codes(read.exclusions)) == [("P1", "consent"), ("P3", "consent")]
+    (told,) = [finding.message for finding in read.exclusions if finding.patient == other]
+    row = 2 if refused == "P1" else 4
+    assert f"row {row} is of the same person (linkage_id), whose purpose forbids it" in told
+    assert NUMBER.lower() not in told.lower()
+
+
+def test_refusal_without_a_number_is_of_nobody_else(tmp_path: Path) -> None:
+    table = cohort(tmp_path / "c", "n/a", "n/a", "12345", P1=("purpose", "none")) / "participants.tsv"
+    assert [row.patient for row in read_participants(table).participants] == ["P2", "P3"]
+
+
+def test_person_under_two_ids_in_two_cohorts_counts_once(tmp_path: Path) -> None:
+    first = read_cohort(cohort(tmp_path / "first", NUMBER, OTHER, "n/a"))
+    second = cohort(tmp_path / "second", NUMBER.lower(), "n/a", "n/a")
+    for old, new in (("P1", "Q7"), ("P2", "Q8"), ("P3", "Q9")):
+        for path in (second / old).iterdir():
+            path.rename(path.with_name(path.name.replace(old, new)))
+        (second / old).rename(second / new)
+        table = second / "participants.tsv"
+        table.write_text(table.read_text().replace(old, new))
+    merged = merge_cohorts([first, read_cohort(second)])
+    assert patients(merged) == ["P1", "P2", "P3", "Q8", "Q9"]
+    assert codes(merged.exclusions) == [("Q7", "same_person")]
+    message = merged.exclusions[0].message
+    assert (
+        "linkage_id is that of patient P1: one person under two ids; only the case of cohort first" in message
+    )
+    assert NUMBER.lower() not in message.lower()
+
+
+def test_ids_and_numbers_are_followed_through_all_cohorts(tmp_path: Path) -> None:
+    """P1 has the number in the second cohort only, and by it P3 of the third is P1 of the first."""
+    one, two, three = (tmp_path / name for name in ("one", "two", "three"))
+    for folder, numbers, kept in ((one, "--", "P1"), (two, NUMBER, "P1"), (three, NUMBER, "P3")):
+        write_cohort(folder)
+        numbered = [(*row, numbers if row[0] == kept else "n/a") for row in ROWS if row[0] == kept]
+        write_table(folder, [[*COLUMNS, "linkage_id"], *numbered])
+    merged = merge_cohorts([read_cohort(folder) for folder in (one, two, three)])
+    assert patients(merged) == ["P1"]
+    found = [code for code in codes(merged.exclusions) if code[1] != "not_in_table"]
+    assert found == [("P1", "duplicate"), ("P3", "same_person")]
