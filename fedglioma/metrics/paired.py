@@ -30,7 +30,8 @@ class Comparison(Frozen):
     """Two arms of a study by one measure: ``difference`` is ``a`` minus ``b`` on the same resamples.
 
     ``p`` is two-sided and of ``test``; ``None`` where the measure is undefined. ``undefined_folds`` of
-    the ``folds`` took no part in the means, for want of a class. ``n_patients`` have a label or a mask.
+    the ``folds`` took no part in the means, for want of a class. ``n_patients`` have a label or a mask;
+    ``None`` where their number is not told.
     """
 
     measure: Criterion
@@ -41,7 +42,7 @@ class Comparison(Frozen):
     difference: Measure
     p: float | None = Field(ge=0, le=1)
     test: str
-    n_patients: int
+    n_patients: int | None
     folds: int
     undefined_folds: int
     seeds: int

@@ -180,16 +180,21 @@ def require_same_network(folder: Path, settings: RunConfig) -> None:
         The folder does not hold a model of fedglioma.
     """
     there, _, _ = _described(read_config(folder), folder)
-    if _layout_of(there).digest == _layout_of(settings).digest:
-        return
+    apart = networks_apart(there, settings)
+    if apart is not None:
+        raise ConfigError(f"--init {folder}: holds another network than the run trains: {apart}")
+
+
+def networks_apart(there: RunConfig, here: RunConfig) -> str | None:
+    """Return in what the networks of two runs differ, in words; None where one can start from the other."""
+    if _layout_of(there).digest == _layout_of(here).digest:
+        return None
     apart = [
-        f"{name} {getattr(there, name)} there, {getattr(settings, name)} here"
+        f"{name} {getattr(there, name)} there, {getattr(here, name)} here"
         for name in _DECIDES_WEIGHTS
-        if getattr(there, name) != getattr(settings, name)
+        if getattr(there, name) != getattr(here, name)
     ]
-    raise ConfigError(
-        f"--init {folder}: holds another network than the run trains: {', '.join(apart) or 'other layers'}"
-    )
+    return ", ".join(apart) or "other layers"
 
 
 def take_over(folder: Path, learner: Learner) -> None:

@@ -148,6 +148,8 @@ def simulate(
         log.configure(log_level, console=human())
         from fedglioma_server.run_simulation import Request, dry, run
 
+        if study is None and study_size is not None:
+            raise ConfigError(f"--study-size {study_size}: is the size of a --study FILE; give both")
         request = Request(
             given=settings,
             config=config,
@@ -278,7 +280,8 @@ def report(
     with door(output):
         log.configure(log_level, console=human())
         from fedglioma_server.report import write_report
-        from fedglioma_server.study_report import RESULTS, write_study_report
+        from fedglioma_server.study_report import write_study_report
+        from fedglioma_server.study_table import RESULTS
 
         if not run.is_dir():
             raise ConfigError(f"{run}: no such run folder")

@@ -18,8 +18,9 @@ from fedglioma_server.runfolder import RunFolder
 from fedglioma_server.samerun import command_line
 from fedglioma_server.study_cells import Cell
 from fedglioma_server.study_file import Study, read_study
-from fedglioma_server.study_report import RESULTS, summary_text, write_study_report
+from fedglioma_server.study_report import summary_text, write_study_report
 from fedglioma_server.study_run import StudyRun, prepare_study, require_same_study, run_study
+from fedglioma_server.study_table import RESULTS
 
 STUDIES = Path("studies")
 OURS = ("cohort", "cache", "runs", "figures", RESULTS, "report.html", "table.md", "table.csv")

@@ -1,6 +1,6 @@
 """A study expanded into cells: one run each, of an arm, a protocol, a fold, a seed and, alone, a hospital."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,11 @@ from fedglioma.data.folds import (
     stratified_folds,
     stratum_of,
 )
+from fedglioma.data.manifest import patient_key
+from fedglioma.data.prepare import PrepareSettings
 from fedglioma.data.split import Split, assign_split
 from fedglioma.errors import ConfigError
+from fedglioma.training.released import networks_apart
 from fedglioma_server.spending import with_noise
 from fedglioma_server.study_file import MOST_CELLS, Arm, Divisions, Protocol, Study
 
@@ -25,6 +28,10 @@ POOLED = "pooled"
 FINETUNE_SHARE = 10
 """A hospital that goes on alone trains a tenth of the federation's rounds, unless the study says so."""
 ALONE: dict[str, Any] = {"strategy": "fedavg", "quorum": 1}
+DICE = "segmentation.dice"
+_DECIDES_NOISE = ("privacy", "target_epsilon", "noise_multiplier")
+_DECIDES_IMAGES = ("preprocessing", "spacing_mm", "bias_correction", "crop")
+"""Settings that decide how images are prepared; the crop where the brain is stretched to it."""
 
 
 @dataclass(frozen=True)
@@ -87,34 +94,105 @@ def expand(study: Study, cases: Sequence[Case], given: Mapping[str, Any]) -> tup
                     "them one: leave it out"
                 )
     settings = {
-        (arm.name, seed): with_noise(study.settings(arm, seed, given))
+        (arm.name, seed): _by_protocol(study, arm, study.settings(arm, seed, given))
         for arm in study.arms
         for seed in study.seeds
     }
-    _require_tasks(study, {task for run in settings.values() for task in run.tasks})
-    divisions = divide(study.divisions, cases, settings[study.arms[0].name, study.seeds[0]])
-    site_of = {case.patient: case.site for case in cases}
+    divisions = divide(study.divisions, cases, study.settings(study.arms[0], study.seeds[0], given))
+    site_of = {patient_key(case.patient): case.site for case in cases}
     cells = [
         cell
         for seed in study.seeds
         for fold, division in enumerate(divisions)
         for arm in study.arms
         for protocol in sorted(study.protocols, key=lambda name: name == "finetuned")
-        for cell in _cells(study, arm, protocol, seed, fold, division, settings[arm.name, seed], site_of)
+        for cell in _cells(arm, protocol, seed, fold, division, settings[arm.name, seed][protocol], site_of)
     ]
     if len(cells) > MOST_CELLS:
         raise ConfigError(f"{study.title}: {len(cells)} runs; at most {MOST_CELLS}")
+    _require_runs(study, cells)
+    _require_tasks(study, cells)
+    _require_one_preparation(study, cells)
     return tuple(cells)
 
 
-def _require_tasks(study: Study, tasks: Collection[Task]) -> None:
+def _require_runs(study: Study, cells: Sequence[Cell]) -> None:
+    there = {cell.protocol for cell in cells}
+    for protocol in study.protocols:
+        if protocol not in there:
+            raise ConfigError(
+                f"{study.file}: protocols: {protocol}: in no division has a hospital patients both to train "
+                "on and to be reported; leave it out, or divide otherwise"
+            )
+
+
+def _require_tasks(study: Study, cells: Sequence[Cell]) -> None:
+    tasks = {task for cell in cells for task in cell.settings.tasks}
     for name in study.measures:
         if Task(name.partition(".")[0]) not in tasks:
             raise ConfigError(f"{study.file}: measures: {name}: no arm is asked that")
 
 
+def _require_one_preparation(study: Study, cells: Sequence[Cell]) -> None:
+    """Refuse to compare Dice between images that were prepared differently: the outlines differ, too."""
+    if study.measures and DICE not in study.measures:
+        return
+    ways: dict[PrepareSettings, Cell] = {}
+    for cell in cells:
+        if Task.SEGMENTATION in cell.settings.tasks:
+            ways.setdefault(PrepareSettings.of(cell.settings), cell)
+    if len(ways) < 2:
+        return
+    one, other, *_ = ways.values()
+    apart = ", ".join(
+        f"{name} {getattr(one.settings, name)} and {getattr(other.settings, name)}"
+        for name in _DECIDES_IMAGES
+        if getattr(one.settings, name) != getattr(other.settings, name)
+    )
+    raise ConfigError(
+        f"{study.file}: measures: {DICE}: {one.arm.name} ({one.protocol}) and {other.arm.name} "
+        f"({other.protocol}) outline images that are prepared differently: {apart}; give all of them the "
+        f"same, or name measures without {DICE}"
+    )
+
+
+def _by_protocol(study: Study, arm: Arm, written: RunConfig) -> dict[Protocol, RunConfig]:
+    """Return an arm's settings under each of the study's protocols, with the noise that they need."""
+    place = f"{study.file}: arm {arm.name}"
+    shared = _noised(written, place)
+    found: dict[Protocol, RunConfig] = {}
+    for protocol in study.protocols:
+        if protocol == "federated":
+            found[protocol] = shared
+        elif protocol == "finetuned":
+            found[protocol] = _finetuned(study, written, shared, f"{study.file}: finetune: arm {arm.name}")
+        else:
+            found[protocol] = _changed(shared, _alone_settings(shared), f"{place}: protocol {protocol}")
+    return found
+
+
+def _finetuned(study: Study, written: RunConfig, shared: RunConfig, place: str) -> RunConfig:
+    """Return the settings of the rounds that a hospital adds alone to the run of settings ``shared``.
+
+    Its noise keeps its own target, and is no less than the federation's unless ``finetune`` changes what
+    the noise is to keep. ``written`` is ``shared`` before any noise was derived.
+    """
+    rounds = max(1, written.rounds // FINETUNE_SHARE)
+    asked = _changed(written, {**_alone_settings(written), "rounds": rounds, **study.finetune}, place)
+    own = _noised(asked, place)
+    if all(getattr(asked, name) == getattr(written, name) for name in _DECIDES_NOISE):
+        noise = max(own.noise_multiplier, shared.noise_multiplier)
+        own = own.model_copy(update={"noise_multiplier": noise})
+    apart = networks_apart(shared, own)
+    if apart is not None:
+        raise ConfigError(
+            f"{place}: trains another network than the federation that it goes on from: {apart}; leave it "
+            "out, or set it for the whole arm"
+        )
+    return own
+
+
 def _cells(
-    study: Study,
     arm: Arm,
     protocol: Protocol,
     seed: int,
@@ -123,16 +201,10 @@ def _cells(
     settings: RunConfig,
     site_of: Mapping[str, str],
 ) -> list[Cell]:
-    if protocol == "federated":
+    if protocol in ("federated", "centralised"):
         return [Cell(arm, protocol, seed, fold, division, settings)]
-    if protocol == "centralised":
-        return [Cell(arm, protocol, seed, fold, division, _changed(settings, _alone_settings(settings)))]
-    changes = _alone_settings(settings)
-    if protocol == "finetuned":
-        changes |= {"rounds": max(1, settings.rounds // FINETUNE_SHARE), **study.finetune}
-    own = _changed(settings, changes)
     return [
-        Cell(arm, protocol, seed, fold, alone, own, site)
+        Cell(arm, protocol, seed, fold, alone, settings, site)
         for site in sorted(set(site_of.values()))
         if (alone := _alone(division, site, site_of)) is not None
     ]
@@ -140,24 +212,40 @@ def _cells(
 
 def _alone_settings(settings: RunConfig) -> dict[str, Any]:
     """Return what changes for one hospital: it has nobody to hide among, so that nothing is masked."""
-    unmasked = {"secure_aggregation": False, "secure_statistics": False}
-    return ALONE | unmasked | ({"payload": "int8"} if settings.secure_aggregation else {})
+    changes = ALONE | {"secure_aggregation": False, "secure_statistics": False}
+    if settings.secure_aggregation:
+        changes["payload"] = "int8"
+    if settings.strategy == "fedprox":
+        # Without FedProx ``auto`` would mean other loss weights, and so another network.
+        changes["weighting"] = settings.task_weighting
+    return changes
 
 
-def _changed(settings: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    return RunConfig.from_mapping(settings.model_dump() | dict(changes), "study")
+def _changed(settings: RunConfig, changes: Mapping[str, Any], place: str) -> RunConfig:
+    return RunConfig.from_mapping(settings.model_dump() | dict(changes), place)
+
+
+def _noised(settings: RunConfig, place: str) -> RunConfig:
+    try:
+        # All seeds have the same noise, and it takes seconds to find.
+        noise = with_noise(settings.model_copy(update={"seed": 0})).noise_multiplier
+        return settings.model_copy(update={"noise_multiplier": noise})
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from None
 
 
 def _alone(division: Division, site: str, site_of: Mapping[str, str]) -> Division | None:
-    """Return the division as one hospital sees it: its own patients, and all that are reported."""
-    split = {
-        patient: part
-        for patient, part in division.split.items()
-        if part is Split.REPORT or site_of.get(patient) == site
+    """Return the division as one hospital sees it: its own patients, and all that are reported.
+
+    None where the hospital has nobody to train on, or nobody whom its model would be asked about.
+    """
+    own = {
+        patient: part for patient, part in division.split.items() if site_of.get(patient_key(patient)) == site
     }
-    if Split.TRAIN not in split.values():
+    if not {Split.TRAIN, Split.REPORT} <= set(own.values()):
         return None
-    return Division(name=division.name, split=split)
+    reported = dict.fromkeys(division.patients(Split.REPORT), Split.REPORT)
+    return Division(name=division.name, split=reported | own)
 
 
 def divide(divisions: Divisions, cases: Sequence[Case], settings: RunConfig) -> tuple[Division, ...]:

@@ -5,7 +5,7 @@ that the same study runs in minutes at test size and at full size by changing th
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -21,8 +21,10 @@ Protocol = Literal["federated", "centralised", "local", "finetuned"]
 Baseline = Literal["majority", "age", "volume", "threshold"]
 Kind = Literal["split", "kfold", "sites", "file"]
 
+MEASURES = ("auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "dice")
 MOST_CELLS = 10_000
 _SLUG = re.compile(r"[^a-z0-9]+")
+_SEEDS = "seeds stand in 'seeds: [1, 2]', and each row is trained with every one of them"
 
 
 class Data(Frozen):
@@ -82,14 +84,10 @@ class Published(Frozen):
     @classmethod
     def _known_measures(cls, rows: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
         for figures in rows.values():
-            for name in figures:
-                task, _, measure = name.partition(".")
-                if task not in TASKS or measure not in MEASURES:
-                    raise ValueError(f"{name}: write TASK.MEASURE, of {', '.join(MEASURES)}")
+            unknown = _unknown(figures)
+            if unknown is not None:
+                raise ValueError(unknown)
         return rows
-
-
-MEASURES = ("auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "dice")
 
 
 class Study(Frozen):
@@ -127,9 +125,37 @@ class Study(Frozen):
             raise ValueError("protocols: finetuned goes on from federated; name both")
         if not self.seeds or not self.protocols:
             raise ValueError("seeds and protocols: name at least one of each")
-        unknown = next((m for m in self.measures if not _known(m)), None)
+        unknown = _unknown(self.measures)
         if unknown is not None:
-            raise ValueError(f"measures: {unknown}: write TASK.MEASURE, of {', '.join(MEASURES)}")
+            raise ValueError(f"measures: {unknown}")
+        return self
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        for key in ("seeds", "protocols", "baselines", "measures"):
+            values: tuple[object, ...] = getattr(self, key)
+            twice = next((value for value in values if values.count(value) > 1), None)
+            if twice is not None:
+                raise ValueError(f"{key}: {twice} stands there twice; name it once")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_in_one_place(self) -> Self:
+        places = {"run": self.run, "finetune": self.finetune}
+        places |= {f"arm {arm.name}": arm.settings for arm in self.arms}
+        for place, settings in places.items():
+            if "seed" in settings:
+                raise ValueError(f"{place}: seed: {_SEEDS}")
+        return self
+
+    @model_validator(mode="after")
+    def _models_that_can_be_measured(self) -> Self:
+        alone = next((name for name in self.protocols if name in ("local", "finetuned")), None)
+        if self.divisions.kind == "sites" and alone is not None:
+            raise ValueError(
+                f"protocols: {alone}: with divisions of kind sites the hospital that is reported trains "
+                "nothing and has no model of its own; with sites go federated and centralised"
+            )
         return self
 
     @property
@@ -149,10 +175,14 @@ class Study(Frozen):
         return RunConfig.from_mapping({**self.run, **arm.settings, **given, "seed": seed}, place)
 
 
-def _known(name: str) -> bool:
-    task, _, measure = name.partition(".")
-    of_tumour = measure == "dice"
-    return task in TASKS and measure in MEASURES and of_tumour == (task == Task.SEGMENTATION)
+def _unknown(measures: Iterable[str]) -> str | None:
+    """Return what is wrong with the first measure that cannot be; None where there is none such."""
+    for name in measures:
+        task, _, measure = name.partition(".")
+        right_task = (task == Task.SEGMENTATION) == (measure == "dice")
+        if task not in TASKS or measure not in MEASURES or not right_task:
+            return f"{name}: write TASK.MEASURE, of {', '.join(MEASURES)}; segmentation has dice alone"
+    return None
 
 
 def read_study(path: Path, size: str | None = None) -> Study:
@@ -163,13 +193,7 @@ def read_study(path: Path, size: str | None = None) -> Study:
     ConfigError
         The file cannot be read, a key is unknown, or a value is not allowed.
     """
-    table = read_yaml(path)
-    sizes = table.pop("sizes", {})
-    wanted = size or str(table.get("size", ""))
-    if not isinstance(sizes, dict) or (sizes and wanted not in sizes):
-        known = ", ".join(sizes) if isinstance(sizes, dict) else "none"
-        raise ConfigError(f"{path}: size: {wanted!r} is none of {known}")
-    merged = _laid_over(table, sizes.get(wanted) or {}) | {"size": wanted or "full"}
+    merged = _sized(read_yaml(path), size, path)
     grid = merged.pop("grid", None)
     merged["file"] = path.name
     merged["arms"] = [*_arms_of(merged.get("arms", []), path), *_grid(grid, path)]
@@ -179,6 +203,27 @@ def read_study(path: Path, size: str | None = None) -> Study:
     file = study.divisions.file
     divisions = study.divisions.model_copy(update={"file": None if file is None else base / file})
     return study.model_copy(update={"data": data, "divisions": divisions})
+
+
+def _sized(table: Mapping[str, Any], size: str | None, path: Path) -> dict[str, Any]:
+    """Return a study's table at the size that it names, or at ``size``; without ``sizes``."""
+    rest = {key: value for key, value in table.items() if key != "sizes"}
+    sizes = {} if table.get("sizes") is None else table["sizes"]
+    if not isinstance(sizes, dict) or not all(isinstance(over, dict | None) for over in sizes.values()):
+        raise ConfigError(
+            f"{path}: sizes: write a table of sizes by name, each with the keys that it changes"
+        )
+    if not sizes:
+        if size is not None:
+            raise ConfigError(f"{path}: --study-size {size}: the study has no sizes; leave it out")
+        return rest | {"size": str(rest.get("size") or "full")}
+    wanted = str(size or rest.get("size") or "")
+    by_name = {str(name): over for name, over in sizes.items()}
+    if not wanted:
+        raise ConfigError(f"{path}: size: is needed and not set; choose one of {', '.join(by_name)}")
+    if wanted not in by_name:
+        raise ConfigError(f"{path}: size: {wanted!r} is none of {', '.join(by_name)}")
+    return _laid_over(rest, by_name[wanted] or {}) | {"size": wanted}
 
 
 def _laid_over(table: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,6 +251,8 @@ def _grid(grid: object, path: Path) -> list[dict[str, Any]]:
         return []
     if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()):
         raise ConfigError(f"{path}: grid: 'setting: [value, value]' lines")
+    if "seed" in grid:
+        raise ConfigError(f"{path}: grid: seed: {_SEEDS}")
     names: Sequence[str] = list(grid)
     arms = []
     for values in product(*grid.values()):

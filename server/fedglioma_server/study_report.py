@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedglioma.case import TASK_TITLES, Task
-from fedglioma.counts import shown, shown_cells
 from fedglioma.metrics.genotype import MIN_PATIENTS
 from fedglioma.page import rendered
 from fedglioma_server import figures
@@ -15,7 +14,8 @@ from fedglioma_server.figures import Interval
 from fedglioma_server.records import read_json, write_text
 from fedglioma_server.report_figures import Drawing, Figures
 from fedglioma_server.report_tables import Cell, Notes, Row, Table
-from fedglioma_server.study_table import Entry, Gain, StudyResult
+from fedglioma_server.study_small_cells import cases_of, cases_text, most, passed_on
+from fedglioma_server.study_table import RESULTS, Entry, Gain, StudyResult
 from fedglioma_server.study_words import (
     CAUTION,
     DASH,
@@ -30,7 +30,6 @@ from fedglioma_server.study_words import (
     row_title,
 )
 
-RESULTS = "results.json"
 SYNTHETIC_STAMP = "SYNTHETIC DATA"
 GUESSING = {"auc": 0.5}
 
@@ -43,7 +42,7 @@ def write_study_report(folder: Path) -> Path:
     ConfigError
         The folder holds no study.
     """
-    result = read_json(folder / RESULTS, StudyResult, "study's result")
+    result = passed_on(read_json(folder / RESULTS, StudyResult, "study's result"))
     drawn = _drawings(result)
     page = rendered(
         "fedglioma_server",
@@ -66,7 +65,7 @@ def write_study_report(folder: Path) -> Path:
 
 def _facts(result: StudyResult) -> dict[str, str]:
     return {
-        "Patients reported": shown(result.patients),
+        "Patients reported": cases_text(result.patients),
         "Hospitals": words.listing(result.sites),
         "Division": divisions_text(result),
         "Runs": words.integer(result.runs) + (f", {len(result.failed)} failed" if result.failed else ""),
@@ -96,7 +95,7 @@ def _main_tables(result: StudyResult) -> list[Table]:
 def _task_table(result: StudyResult, title: str, measures: Sequence[str]) -> Table:
     rows = []
     notes = Notes()
-    cases = 0
+    measured: list[Entry] = []
     private = any(line.epsilon is not None for line in result.lines)
     for line in result.lines:
         if not any(name in line.entries for name in measures):
@@ -107,12 +106,12 @@ def _task_table(result: StudyResult, title: str, measures: Sequence[str]) -> Tab
             entry = line.entries.get(name)
             cells.append(_value_cell(entry, notes))
             cells.append(_difference_cell(entry, notes))
-            cases = max(cases, 0 if entry is None else entry.cases)
+            measured += [] if entry is None else [entry]
         if private:
             cells.insert(1, Cell(DASH if line.epsilon is None else f"{line.epsilon:.3g}"))
         rows.append(Row(tuple(cells)))
     return Table(
-        title=f"{title}, {shown(cases)} cases",
+        title=f"{title}, {cases_text(most(measured))} cases",
         columns=("", *["Epsilon"] * private, *(text for _ in measures for text in ("Value", "Difference"))),
         rows=tuple(rows),
         over=(("", 1 + private), *((measure_title(name), 2) for name in measures)),
@@ -171,15 +170,16 @@ def _gain_table(arm: str, name: str, gains: Sequence[Gain]) -> Table:
     others = [protocol for protocol in protocols if protocol != "local"]
     rows = []
     notes = Notes()
-    for gain, number in zip(gains, _case_cells(gains), strict=True):
-        cells = [Cell(gain.site, head=True, number=False), Cell(number)]
+    for gain in gains:
+        cases = cases_of(gain)
+        cells = [Cell(gain.site, head=True, number=False), Cell(cases_text(cases))]
         cells += [_value_cell(gain.lines.get(protocol), notes) for protocol in protocols]
         for protocol in others:
             entry = gain.lines.get(protocol)
             comparison = None if entry is None else entry.comparison
             text = DASH if comparison is None else interval_text(comparison.difference, signed=True)
             cells.append(Cell(f"{text}, p {p_text(entry.p_adjusted)}" if comparison and entry else text))
-        rows.append(Row(tuple(cells), faint=_cases(gain) < MIN_PATIENTS))
+        rows.append(Row(tuple(cells), faint=isinstance(cases, str) or cases < MIN_PATIENTS))
     titles = [PROTOCOL_TITLES[protocol] for protocol in protocols]
     return Table(
         title=f"What each hospital gained: {measure_title(name)}, {arm}",
@@ -188,20 +188,10 @@ def _gain_table(arm: str, name: str, gains: Sequence[Gain]) -> Table:
         over=(("", 2), (measure_title(name), len(protocols)), ("Against each alone", len(others))),
         words=frozenset({0}),
         notes=notes.listed(),
-        remark=f"Grey rows rest on fewer than {MIN_PATIENTS} cases and mean nothing beyond their interval. "
-        "Each hospital's own reported patients; 'each hospital alone' is the model that it would have "
-        "without the others.",
+        remark=f"Grey rows rest on fewer than {MIN_PATIENTS} cases, or on a number that is not told, and "
+        "mean nothing beyond their interval. Each hospital's own reported patients; 'each hospital alone' is "
+        "the model that it would have without the others.",
     )
-
-
-def _cases(gain: Gain) -> int:
-    return max((entry.cases for entry in gain.lines.values()), default=0)
-
-
-def _case_cells(gains: Sequence[Gain]) -> list[str]:
-    """Return each row's cases; those of the hospitals add up to the row of all."""
-    sites = iter(shown_cells([_cases(gain) for gain in gains if gain.site != "all"]))
-    return [shown(_cases(gain)) if gain.site == "all" else next(sites) for gain in gains]
 
 
 def _drawings(result: StudyResult) -> Figures:
@@ -298,7 +288,7 @@ def csv_text(result: StudyResult) -> str:
             ]  # fmt: skip
             writer.writerow(
                 [line.arm, line.protocol, name, entry.value.value, entry.value.low, entry.value.high,
-                 *difference, None if other is None else other.p, entry.p_adjusted, shown(entry.cases),
+                 *difference, None if other is None else other.p, entry.p_adjusted, cases_text(entry.cases),
                  line.parameters, line.epsilon]
             )  # fmt: skip
     return out.getvalue()
@@ -306,7 +296,8 @@ def csv_text(result: StudyResult) -> str:
 
 def summary_text(result: StudyResult) -> str:
     """Return the study's table for a terminal."""
-    lines = [f"{result.title} ({result.size} size): {result.patients} patients, {divisions_text(result)}"]
+    patients = cases_text(result.patients)
+    lines = [f"{result.title} ({result.size} size): {patients} patients, {divisions_text(result)}"]
     if result.synthetic:
         lines.append("SYNTHETIC DATA: made-up patients, nothing here is clinical evidence")
     if result.caution:

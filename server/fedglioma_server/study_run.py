@@ -23,11 +23,18 @@ from fedglioma_server.study_baselines import TITLES, add_baselines
 from fedglioma_server.study_cells import POOLED, Cell, divide, expand
 from fedglioma_server.study_file import Study
 from fedglioma_server.study_results import Known, RowName
-from fedglioma_server.study_table import Entry, Line, StudyResult, gains_of, measures_of, table_of
+from fedglioma_server.study_small_cells import passed_on
+from fedglioma_server.study_table import (
+    RESULTS,
+    Entry,
+    Line,
+    StudyResult,
+    gains_of,
+    measures_of,
+    table_of,
+)
 
 logger = logging.getLogger(__name__)
-
-RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ def run_study(
         except FedGliomaError as error:
             logger.warning("%s: %s", cell.words, error)
             failed[cell.words] = str(error)
-    result = collect(request, cells, prepared, failed)
+    result = passed_on(collect(request, cells, prepared, failed))
     write_json(request.out / RESULTS, result)
     return result
 
@@ -146,7 +153,8 @@ def _caution(entries: Mapping[RowName, Mapping[str, Entry]], known: Known, size:
     said = []
     if size == "test":
         said.append("Test size: it shows that the study runs, not that one row is better than another.")
-    fewest = min((entry.cases for row in entries.values() for entry in row.values()), default=0)
+    numbers = [entry.cases for row in entries.values() for entry in row.values()]
+    fewest = min((number for number in numbers if isinstance(number, int)), default=0)
     measures = {name for row in entries.values() for name in row}
     genes = [gene for gene in GENES if any(name.startswith(f"{gene.value}.") for name in measures)]
     rarer = min((_rarer(known, GENES.index(gene)) for gene in genes), default=MIN_RARER)
@@ -210,7 +218,9 @@ def collect(
     order = [row for row in order if row in known.rows]
     settings = cells[0].settings
     if known.rows:
-        cases = prepared[PrepareSettings.of(settings)].cases
+        # The threshold's Dice must be of the same outlines as the networks'.
+        drawn = next((cell.settings for cell in cells if Task.SEGMENTATION in cell.settings.tasks), settings)
+        cases = prepared[PrepareSettings.of(drawn)].cases
         divisions = divide(study.divisions, request.gathering.cases, settings)
         add_baselines(known, study.baselines, divisions, cases, study.seeds, list(tasks))
     order += [RowName(TITLES[name]) for name in study.baselines if RowName(TITLES[name]) in known.rows]

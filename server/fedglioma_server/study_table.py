@@ -13,6 +13,8 @@ from fedglioma.metrics.paired import Comparison, compare, holm, interval
 from fedglioma_server.study_file import Published, Study
 from fedglioma_server.study_results import Known, RowName, TaskTable
 
+RESULTS = "results.json"
+"""Where a study's result lies in its folder."""
 PERMUTATIONS_PER_RESAMPLE = 10
 """A p-value wants finer steps than an interval: 9,999 swaps for 1,000 resamples."""
 
@@ -23,7 +25,10 @@ class Entry(Frozen):
     value: Measure
     comparison: Comparison | None = Field(default=None, description="None for the row compared with")
     p_adjusted: float | None = None
-    cases: int = Field(description="reported cases with a known target, the same for all rows")
+    cases: int | str = Field(
+        description="reported cases with a known target, the same for all rows; in words where the number, "
+        "or another one from it, would be of few patients"
+    )
 
 
 class Line(Frozen):
@@ -48,7 +53,7 @@ class Gain(Frozen):
 
 
 class StudyResult(Frozen):
-    """Everything that a study found; no patient is in it."""
+    """Everything that a study found; no patient is in it, and as it is written no number of few."""
 
     schema_version: int = 1
     title: str
@@ -57,7 +62,7 @@ class StudyResult(Frozen):
     created: str
     synthetic: bool
     cohorts: list[str]
-    patients: int
+    patients: int | str = Field(description="reported patients; in words where they are few")
     sites: list[str]
     divisions: str
     folds: int

@@ -46,12 +46,7 @@ def test_shipped_study_fills_its_table(cohort: Path, tmp_path: Path, name: str) 
     assert code == 0, data
     assert (result["failed"], result["patients"]) == ({}, PATIENTS)
     written = yaml.safe_load(path.read_text())
-    for line in result["lines"]:
-        for measure, entry in line["entries"].items():
-            assert entry["cases"] > 0
-            is_reference = (line["arm"], line["protocol"]) == tuple(result["reference"])
-            if "volume" in line["arm"] or not is_reference:
-                assert entry["comparison"] is None or entry["comparison"]["p"] is not None, measure
+    assert_compared(result)
     arms = {line["arm"] for line in result["lines"]}
     assert {arm["name"] for arm in written["arms"]} <= arms
     assert len(arms) == len(written["arms"]) + len(written["baselines"])
@@ -71,6 +66,28 @@ def test_shipped_study_fills_its_table(cohort: Path, tmp_path: Path, name: str) 
     assert private
     for shown in (page, table, (tmp_path / "study" / "results.json").read_text()):
         assert not any(patient in shown for patient in private)
+
+
+def assert_compared(result: dict[str, Any]) -> None:
+    """Every value beside the reference's has its paired test, or the reason why there is none."""
+    compared = 0
+    for line in result["lines"]:
+        for measure, entry in line["entries"].items():
+            assert entry["cases"] == "<5" or entry["cases"] >= 5
+            if entry["value"]["value"] is None:
+                assert entry["value"]["reason"], measure
+                continue
+            if (line["arm"], line["protocol"]) == tuple(result["reference"]):
+                assert entry["comparison"] is None
+                continue
+            comparison = entry["comparison"]
+            if comparison["difference"]["value"] is None:
+                assert comparison["difference"]["reason"], measure
+                continue
+            assert 0 < comparison["p"] <= 1, measure
+            assert comparison["p"] <= entry["p_adjusted"] <= 1, measure
+            compared += 1
+    assert compared
 
 
 def small_study(folder: Path, **changes: Any) -> Path:
@@ -130,6 +147,109 @@ def test_private_arm_has_its_epsilon_beside_its_figures(cohort: Path, tmp_path: 
     assert row.split("|")[2].strip() == "8"
     rows = csv.DictReader((tmp_path / "study" / "table.csv").read_text().splitlines())
     assert {line["row"]: line["epsilon"] != "" for line in rows}["private"]
+
+
+def test_fine_tuning_with_privacy_of_its_own_runs(cohort: Path, tmp_path: Path) -> None:
+    privacy = {"privacy": "site", "target_epsilon": 3, "sampling_rate": 0.5, "rounds": 1}
+    study = small_study(
+        tmp_path,
+        arms=[{"name": "one", "width": 1, "weighting": "fixed"}],
+        divisions={"kind": "split"},
+        protocols=["federated", "finetuned"],
+        finetune=privacy,
+        measures=["idh.accuracy"],
+    )
+    code, data = run(cohort, tmp_path / "study", study, "--bootstrap", "100")
+    assert code == 0, data
+    assert data["result"]["failed"] == {}
+    runs = sorted((tmp_path / "study" / "runs" / "one" / "finetuned").glob("seed-*/fold-*/*"))
+    assert runs
+    for folder in runs:
+        spent = json.loads((folder / "privacy.json").read_text())
+        assert spent["noise_multiplier"] > 0
+
+
+def test_finetuned_row_has_the_epsilon_of_both_its_trainings(cohort: Path, tmp_path: Path) -> None:
+    arms = [{"name": "private", "width": 1, "privacy": "site", "target_epsilon": 8}]
+    study = small_study(
+        tmp_path,
+        arms=arms,
+        divisions={"kind": "split"},
+        protocols=["federated", "finetuned"],
+        measures=["idh.accuracy"],
+    )
+    code, data = run(cohort, tmp_path / "study", study, "--bootstrap", "100")
+    assert code == 0, data
+    spent = {line["protocol"]: line["epsilon"] for line in data["result"]["lines"] if line["protocol"]}
+    assert spent["federated"] == pytest.approx(8, rel=0.01)
+    assert spent["finetuned"] > 1.1 * spent["federated"]
+
+
+def test_hospitals_of_few_are_kept_back_in_what_is_written_and_printed(cohort: Path, tmp_path: Path) -> None:
+    study = small_study(
+        tmp_path,
+        arms=[{"name": "one", "width": 1}],
+        protocols=["federated", "local"],
+        measures=["idh.accuracy"],
+    )
+    code, data = run(cohort, tmp_path / "study", study, "--bootstrap", "100", "--sites", "5")
+    assert code == 0, data
+    kept = json.loads((tmp_path / "study" / "results.json").read_text())
+    for result in (kept, data["result"]):
+        numbers = {g["site"]: entry["cases"] for g in result["gains"] for entry in g["lines"].values()}
+        assert len(numbers) == 6
+        assert numbers.pop("all") >= 5
+        assert "<5" in numbers.values()
+        assert not any(isinstance(number, int) for number in numbers.values())
+
+
+@pytest.mark.slow
+def test_threshold_is_measured_on_the_images_that_the_networks_outline(cohort: Path, tmp_path: Path) -> None:
+    outlines = {"name": "U-Net", "model": "unet", "width": 2, "spacing_mm": 6}
+    found = []
+    for arms in ([outlines], [{"name": "markers", "width": 1}, outlines]):
+        out = tmp_path / f"study-{len(arms)}"
+        study = small_study(
+            tmp_path,
+            arms=arms,
+            divisions={"kind": "split"},
+            baselines=["threshold"],
+            measures=["segmentation.dice"],
+            reference="U-Net",
+        )
+        code, data = run(cohort, out, study, "--bootstrap", "100", "--report", "0.5")
+        assert code == 0, data
+        (line,) = (line for line in data["result"]["lines"] if not line["protocol"])
+        found.append(line["entries"]["segmentation.dice"]["value"])
+    assert found[0]["value"] is not None
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"finetune": {"width": 3}}, "finetune: arm one: trains another network"),
+        ({"divisions": {"kind": "sites"}}, "with divisions of kind sites"),
+    ],
+)
+def test_dry_run_refuses_what_could_not_be_run(
+    cohort: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    study = small_study(tmp_path, protocols=["federated", "finetuned"], **changes)
+    code, data = run(cohort, tmp_path / "study", study, "--dry-run")
+    assert code == 2
+    assert message in data["error"]
+
+
+def test_size_without_a_study_or_without_sizes_is_refused(cohort: Path, tmp_path: Path) -> None:
+    words = ["simulate", "--cohort", str(cohort), "--study-size", "test", "--out", str(tmp_path / "run")]
+    answer = CliRunner().invoke(app, words)
+    assert answer.exit_code == 2
+    assert "--study-size test: is the size of a --study FILE" in answer.stderr
+    code, data = run(cohort, tmp_path / "study", small_study(tmp_path), "--study-size", "foo")
+    assert code == 2
+    assert "the study has no sizes" in data["error"]
+    assert not (tmp_path / "run").exists()
 
 
 def test_finetuned_run_starts_from_the_federated_model(cohort: Path, tmp_path: Path) -> None:

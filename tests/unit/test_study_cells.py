@@ -1,12 +1,15 @@
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fedglioma.case import Case, Genotype
+from fedglioma.config.run import RunConfig
 from fedglioma.data.split import Split
 from fedglioma.errors import ConfigError
+from fedglioma_server.spending import epsilon_after
 from fedglioma_server.study_cells import divide, expand
 from fedglioma_server.study_file import Study
 
@@ -76,11 +79,30 @@ def test_no_two_runs_share_a_folder(tmp_path: Path) -> None:
 
 
 def test_site_that_is_left_out_has_no_model_of_its_own() -> None:
-    cells = expand(study(divisions={"kind": "sites"}, protocols=("federated", "local")), CASES, {})
+    cells = expand(study(divisions={"kind": "sites"}, protocols=("federated", "centralised")), CASES, {})
     for cell in cells:
         left_out = {SITE_OF[patient] for patient in cell.division.patients(Split.REPORT)}
         assert left_out == {cell.division.name}
-        assert cell.site not in left_out
+    for protocols in (("federated", "local"), ("federated", "finetuned")):
+        with pytest.raises(ValueError, match="has no model of its own"):
+            study(divisions={"kind": "sites"}, protocols=protocols)
+
+
+def _split_file(folder: Path, reported: Callable[[Case], bool]) -> Path:
+    file = folder / "splits.csv"
+    rows = [f"{case.patient.upper()},{'test' if reported(case) else 'train'}" for case in CASES]
+    file.write_text("participant_id,split\n" + "\n".join(rows))
+    return file
+
+
+def test_hospital_without_a_reported_patient_trains_no_model_that_nobody_would_ask(tmp_path: Path) -> None:
+    file = _split_file(tmp_path, lambda case: case.site != "henan" and case.patient < "p09")
+    divisions = {"kind": "file", "file": str(file)}
+    cells = expand(study(divisions=divisions, protocols=("local",)), CASES, {})
+    assert {cell.site for cell in cells} == {"ningxia", "zhengzhou"}
+    file = _split_file(tmp_path, lambda case: case.site == "henan")
+    with pytest.raises(ConfigError, match="protocols: local: in no division has a hospital"):
+        expand(study(divisions=divisions, protocols=("federated", "local")), CASES, {})
 
 
 def test_strategy_for_many_sites_is_not_asked_of_one() -> None:
@@ -88,6 +110,96 @@ def test_strategy_for_many_sites_is_not_asked_of_one() -> None:
     cells = expand(study(run=settings, protocols=("federated", "local", "centralised")), CASES, {})
     strategies = {cell.protocol: (cell.settings.strategy, cell.settings.quorum) for cell in cells}
     assert strategies == {"federated": ("multikrum", 3), "local": ("fedavg", 1), "centralised": ("fedavg", 1)}
+
+
+PRIVATE = {"privacy": "site", "target_epsilon": 8.0, "sampling_rate": 1.0, "rounds": 20, "accountant": "rdp"}
+TUNED = ("federated", "finetuned")
+
+
+def _settings(protocols: tuple[str, ...] = TUNED, **changes: Any) -> dict[str, RunConfig]:
+    one = {"arms": [{"name": "A"}], "protocols": protocols}
+    return {cell.protocol: cell.settings for cell in expand(study(**one | changes), CASES, {})}
+
+
+def test_fine_tuning_that_is_private_by_itself_gets_the_noise_of_its_own_target() -> None:
+    privacy = {**PRIVATE, "target_epsilon": 3, "rounds": 4}
+    found = _settings(run={"weighting": "fixed"}, finetune=privacy)
+    assert found["federated"].privacy == "none"
+    own = found["finetuned"]
+    assert epsilon_after(own, 4) == pytest.approx(3, rel=0.01)
+    assert own.privacy_terms is not None
+
+
+def test_fine_tuning_goes_on_with_no_less_noise_than_the_federation() -> None:
+    shared, own = _settings(run=PRIVATE).values()
+    assert own.rounds == 2
+    assert own.noise_multiplier == shared.noise_multiplier > 0
+    longer = _settings(run=PRIVATE, finetune={"rounds": 60})["finetuned"]
+    assert longer.noise_multiplier > shared.noise_multiplier
+    assert epsilon_after(longer, 60) == pytest.approx(8, rel=0.01)
+
+
+def test_fine_tuning_of_another_target_follows_from_that_target() -> None:
+    for target in (3.0, 30.0):
+        own = _settings(run=PRIVATE, finetune={"target-epsilon": target})["finetuned"]
+        assert epsilon_after(own, own.rounds) == pytest.approx(target, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"finetune": {"foo": 1}}, r"odd\.yaml: finetune: arm A: foo: unknown setting"),
+        (
+            {"finetune": {"crop": 24}, "run": {"model": "sgpnet", "crop": 32}},
+            r"odd\.yaml: finetune: arm A: crop: 24: sgpnet needs",
+        ),
+        ({"finetune": {"width": 2}}, r"odd\.yaml: finetune: arm A: .* width 16 there, 2 here; leave it out"),
+        ({"finetune": {"model": "unet"}}, "another network .* model mdpnet there, unet here"),
+        (
+            {"finetune": {"privacy": "site", "target_epsilon": 8}},
+            "task_weighting uncertainty there, fixed here",
+        ),
+        ({"finetune": PRIVATE | {"target_epsilon": 1e-3}}, r"odd\.yaml: finetune: arm A: target epsilon"),
+    ],
+)
+def test_fine_tuning_that_could_not_run_is_refused_before_anything_does(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        _settings(file="odd.yaml", **changes)
+
+
+@pytest.mark.parametrize("strategy", ["fedprox", "fedbn", "fedadam"])
+def test_hospital_goes_on_with_the_federations_network_whatever_its_strategy(strategy: str) -> None:
+    found = _settings(("federated", "local", "finetuned"), run={"strategy": strategy})
+    weightings = {settings.task_weighting for settings in found.values()}
+    assert len(weightings) == 1
+    assert found["finetuned"].strategy == "fedavg"
+
+
+def test_dice_of_differently_prepared_images_is_not_compared() -> None:
+    arms = [
+        {"name": "SGPNet", "settings": {"model": "sgpnet"}},
+        {"name": "U-Net", "settings": {"model": "unet"}},
+    ]
+    apart = r"dice: SGPNet \(federated\) and U-Net \(federated\) .* preprocessing sgpnet and standard"
+    for measures in ((), ("segmentation.dice",)):
+        with pytest.raises(ConfigError, match=apart):
+            expand(study(arms=arms, measures=measures), CASES, {})
+    assert expand(study(arms=arms, measures=("idh.auc",)), CASES, {})
+    assert expand(study(arms=arms, run={"preprocessing": "sgpnet", "crop": 128}), CASES, {})
+    with pytest.raises(ConfigError, match="crop 144 and 128"):
+        expand(study(arms=arms, run={"preprocessing": "sgpnet"}), CASES, {})
+
+
+def test_dice_of_fine_tuning_on_other_images_is_not_compared() -> None:
+    with pytest.raises(ConfigError, match=r"A \(federated\) and A \(finetuned\) .* spacing_mm 1\.0 and 2\.0"):
+        _settings(run={"model": "unet"}, finetune={"spacing_mm": 2})
+
+
+def test_markers_are_compared_between_preparations() -> None:
+    arms = [{"name": str(mm), "settings": {"spacing_mm": mm}} for mm in (1, 2)]
+    assert expand(study(arms=arms), CASES, {})
 
 
 def test_divisions_of_a_file_are_used_as_they_stand(tmp_path: Path) -> None:

@@ -133,6 +133,29 @@ def test_cohorts_are_found_beside_the_file(tmp_path: Path) -> None:
         ({"grid": {"lr": 0.1}}, "grid: 'setting"),
         ({"seeds": []}, "name at least one"),
         ({"published": [{"source": "x", "data": "y", "rows": {"one": {"idh.f1": 1}}}]}, "idh.f1"),
+        (
+            {"published": [{"source": "x", "data": "y", "rows": {"one": {"idh.dice": 0.3}}}]},
+            "idh.dice: write",
+        ),
+        ({"run": {"seed": 9}}, r"run: seed: seeds stand in 'seeds: \[1, 2\]'"),
+        ({"finetune": {"seed": 9}}, "finetune: seed: seeds stand in"),
+        ({"arms": [{"name": "odd", "seed": 9}]}, "arm odd: seed: seeds stand in"),
+        ({"grid": {"seed": [1, 2]}}, "grid: seed: seeds stand in"),
+        ({"seeds": [3, 1, 3]}, "seeds: 3 stands there twice"),
+        ({"protocols": ["federated", "federated"]}, "protocols: federated stands there twice"),
+        ({"baselines": ["age", "age"]}, "baselines: age stands there twice"),
+        ({"measures": ["idh.auc", "idh.auc"]}, r"measures: idh\.auc stands there twice"),
+        (
+            {"divisions": {"kind": "sites"}, "protocols": ["federated", "local"]},
+            "local: with divisions of kind sites .* with sites go federated and centralised",
+        ),
+        (
+            {"divisions": {"kind": "sites"}, "protocols": ["federated", "finetuned"]},
+            "finetuned: with divisions of kind sites",
+        ),
+        ({"sizes": [1]}, "sizes: write a table of sizes by name"),
+        ({"size": "small", "sizes": {"small": 3}}, "sizes: write a table of sizes by name"),
+        ({"sizes": {"small": {}, "large": {}}}, "size: is needed and not set; choose one of large, small"),
     ],
 )
 def test_mistake_in_a_study_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -141,6 +164,19 @@ def test_mistake_in_a_study_is_named(tmp_path: Path, changes: dict[str, Any], me
         read_study(path)
     assert "\n" not in str(caught.value)
     assert "study.yaml" in str(caught.value)
+
+
+def test_size_of_a_study_without_sizes_is_refused(tmp_path: Path) -> None:
+    path = study_file(tmp_path)
+    assert read_study(path).size == "full"
+    with pytest.raises(ConfigError, match="--study-size foo: the study has no sizes"):
+        read_study(path, "foo")
+
+
+def test_size_may_be_called_by_a_number(tmp_path: Path) -> None:
+    path = study_file(tmp_path, size=1, sizes={1: {"run": {"rounds": 1}}, 2: {}})
+    assert (read_study(path).size, read_study(path).run) == ("1", {"rounds": 1})
+    assert read_study(path, "2").run == {}
 
 
 def test_wrong_setting_of_an_arm_names_the_arm(tmp_path: Path) -> None:
