@@ -165,8 +165,11 @@ def test_fine_tuning_with_privacy_of_its_own_runs(cohort: Path, tmp_path: Path) 
     runs = sorted((tmp_path / "study" / "runs" / "one" / "finetuned").glob("seed-*/fold-*/*"))
     assert runs
     for folder in runs:
-        spent = json.loads((folder / "privacy.json").read_text())
-        assert spent["noise_multiplier"] > 0
+        assert RunFolder(folder).read().settings.noise_multiplier > 0
+        told = json.loads((folder / "privacy.json").read_text())
+        assert not told["differentially_private"], "it began with a model that was trained without noise"
+    lines = {line["protocol"]: line for line in data["result"]["lines"] if line["protocol"]}
+    assert lines["finetuned"]["epsilon"] is None
 
 
 def test_finetuned_row_has_the_epsilon_of_both_its_trainings(cohort: Path, tmp_path: Path) -> None:
