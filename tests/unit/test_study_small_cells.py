@@ -20,7 +20,6 @@ def entry(cases: int, *, compared: bool = False) -> Entry:
     value = Measure(value=1.0, reason=f"no exception among {cases} patients: every resample gives the same")
     comparison = Comparison(
         measure=Criterion.ACCURACY,
-,
         a="federated",
         b="local",
         value_a=value,
