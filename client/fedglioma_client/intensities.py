@@ -18,7 +18,7 @@ from fedglioma.scale import FEWEST_CASES, MOST_DISTANCE, LandmarkSums, Scale, di
 from fedglioma_client.known_scale import remember_scale
 from fedglioma_client.published import told_counts
 from fedglioma_client.site import Site
-from fedglioma_client.spend import gaussian, told_once
+from fedglioma_client.spend import gaussian, told_once, was_told
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +57,10 @@ def landmarks_of(
         numbers = _having(site, settings, run)
         make = partial(private_sums, cases, numbers, epsilon)
         enough = any(round(number) >= FEWEST_CASES for number in numbers.values())
-    if not enough:
-        return {}, None
     terms: dict[str, JsonValue] = {"private": private, "limit": limit, "epsilon": epsilon}
     mechanism = gaussian(epsilon, DELTA)
+    if not enough and not was_told(site, run, "landmarks", terms):
+        return {}, None
     told = told_once(site, run, "landmarks", terms, mechanism, lambda key: _SUMS.dump_json(make(key)))
     found = _SUMS.validate_json(told)
     logger.info(

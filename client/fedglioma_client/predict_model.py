@@ -168,7 +168,7 @@ def _asked(trained: RunConfig, flips: bool | None, window: Inference | None) -> 
     changed = trained.model_dump(mode="json")
     changed |= {} if flips is None else {"average_flips": flips}
     changed |= {} if window is None else {"inference": window}
-    return RunConfig.from_mapping(changed, "--window")
+    return RunConfig.recorded(changed, "--window")
 
 
 def _doubts(identity: ModelIdentity) -> tuple[str, ...]:

@@ -21,7 +21,6 @@ from fedglioma.chain import AUDIT_FILE
 from fedglioma.config.privacy import PrivacyTerms
 from fedglioma.config.run import Payload
 from fedglioma.data.cohort import person_key
-from fedglioma.data.manifest import bare_id
 from fedglioma.errors import BudgetExhausted, PrivacyError
 from fedglioma.noise import KEY_BYTES
 from fedglioma.privacy.accounting import Mechanism, gaussian_equivalent
@@ -83,21 +82,37 @@ def told_once(
     PrivacyError
         The ledger is not as it was written, or an older copy was put back.
     """
-    ledger = ledger_of(site.config)
-    _require_heads(ledger, site, "")
-    _require_secret(ledger, site)
-    question = hashlib.sha256(json.dumps(dict(terms), sort_keys=True).encode()).hexdigest()[:32]
-    key = ReleaseKey(run=_run_name(run), round=0, what=f"{what}:{question}")
-    while ledger.committed(key) is not None:
-        if (content := ledger.stored(key)) is not None:
-            return content
-        key = key.model_copy(update={"attempt": key.attempt + 1})  # gone: it is drawn and paid for anew
+    ledger, key, told = _asked_before(site, run, what, terms)
+    if told is not None:
+        return told
+    ledger.settle(keep=key)
     limit, about = limit_of(site.config), _about_secret(site)
     number = len(_people(site))
     reserved = ledger.reserve(key, [mechanism], _tags(site), limit, patients=number, about=about)
     content = tell(os.urandom(KEY_BYTES))
     ledger.commit(reserved, content)
     return content
+
+
+def was_told(site: Site, run: str, what: str, terms: Mapping[str, JsonValue]) -> bool:
+    """Whether a run was told something already (``told_once``), which then stands."""
+    return _asked_before(site, run, what, terms)[2] is not None
+
+
+def _asked_before(
+    site: Site, run: str, what: str, terms: Mapping[str, JsonValue]
+) -> tuple[Ledger, ReleaseKey, bytes | None]:
+    """Return the ledger, the key of a question in it, and its answer; without one, the key for a new one."""
+    ledger = ledger_of(site.config)
+    _require_heads(ledger, site, "")
+    _require_secret(ledger, site)
+    question = hashlib.sha256(json.dumps(dict(terms), sort_keys=True).encode()).hexdigest()[:32]
+    key = ReleaseKey(run=_run_name(run), round=0, what=f"{what}:{question}")
+    while ledger.committed(key) is not None:
+        if (told := ledger.stored(key)) is not None:
+            return ledger, key, told
+        key = key.model_copy(update={"attempt": key.attempt + 1})  # gone: it is drawn and paid for anew
+    return ledger, key, None
 
 
 def _require_heads(ledger: Ledger, site: Site, heard: str) -> None:
@@ -244,17 +259,20 @@ class PrivateRound:
 
 
 def _tags(site: Site) -> tuple[str, ...]:
-    """Return the tags of the site's patients: of the person behind each id, and of a national number too.
+    """Return the tags of the site's patients: of each id, the person behind it, and a national number.
 
     Another time point of a person, or a new id with the same number, is not a new person to the ledger.
     """
+    ids = {item.case.patient for item in site.cases}
     numbers = {plain_id(item.case.linkage_id or "") for item in site.cases} - {""}
-    return member_tags(secret_of(site.config), _people(site) | {f"{NUMBERED}{number}" for number in numbers})
+    numbered = {f"{NUMBERED}{number}" for number in numbers}
+    return member_tags(secret_of(site.config), ids | _people(site) | numbered)
 
 
 def _people(site: Site) -> set[str]:
-    people = (person_key(item.case.patient.strip()) for item in site.cases)
-    return {bare_id(plain_id(person)) or person for person in people}
+    # Case and Unicode form first: what tells a visit from a patient stands in the id as people write it.
+    ids = (plain_id(item.case.patient) or item.case.patient for item in site.cases)
+    return {person_key(one) for one in ids}
 
 
 def _run_name(run: str) -> str:

@@ -48,22 +48,30 @@ class PrivacyTerms(Frozen):
         return self.steps_per_round * self.rounds
 
 
-def require_whole(settings: "RunConfig") -> None:
-    """Raise ``ValueError`` for the first setting that does not go with the run's privacy, and say why."""
-    if idle := _without_effect(settings):
+def require_effect(settings: "RunConfig") -> None:
+    """Raise ``ValueError`` for settings that were changed and that the run's kind of privacy has no use for.
+
+    For settings that somebody writes: who believes in a protection that is not there is told. What a run or
+    model of before has on record stays readable.
+    """
+    if idle := idle_settings(settings):
         it = "it" if len(idle) == 1 else "them"
         kinds = "site" if set(idle) & set(_OF_PATIENTS) else "site or central"
         raise ValueError(
             f"{' and '.join(idle)}: without effect while privacy is {settings.privacy}; "
             f"leave {it} out, or set privacy to {kinds}"
         )
+
+
+def require_whole(settings: "RunConfig") -> None:
+    """Raise ``ValueError`` for the first setting that does not go with the run's privacy, and say why."""
     if settings.privacy != "none" and not (settings.noise_multiplier or settings.target_epsilon):
         raise ValueError(f"privacy: {settings.privacy}: give target_epsilon, or noise_multiplier itself")
     for name, why in _conflicts(settings):
         raise ValueError(f"{name}: {why}")
 
 
-def _without_effect(settings: "RunConfig") -> list[str]:
+def idle_settings(settings: "RunConfig") -> list[str]:
     """Return the settings that were changed and that the run's kind of privacy has no use for."""
     unused = {"none": _OF_NOISE + _OF_PATIENTS, "site": (), "central": _OF_PATIENTS}[settings.privacy]
     fields = type(settings).model_fields

@@ -20,6 +20,7 @@ from fedglioma.config.privacy import (
     Clipping,
     PrivacyName,
     PrivacyTerms,
+    require_effect,
     require_whole,
 )
 from fedglioma.config.reading import checked, read_yaml
@@ -500,7 +501,23 @@ class RunConfig(Frozen):
 
     @classmethod
     def from_mapping(cls, table: Mapping[str, Any], place: str) -> Self:
-        """Return checked settings; ``place`` is what an error names.
+        """Return checked settings as somebody wrote them; ``place`` is what an error names.
+
+        Raises
+        ------
+        ConfigError
+            A key is unknown, a value is not allowed, or one would have no effect.
+        """
+        settings = cls.recorded(table, place)
+        try:
+            require_effect(settings)
+        except ValueError as error:
+            raise ConfigError(f"{place}: {error}") from None
+        return settings
+
+    @classmethod
+    def recorded(cls, table: Mapping[str, Any], place: str) -> Self:
+        """Return checked settings of a run or model of before, or made from such; as ``from_mapping``.
 
         Raises
         ------

@@ -34,7 +34,7 @@ _BRATS_2023_NAMES: Final = {
     Modality.T1: "t1n",
     Modality.T2: "t2w",
 }
-_BRATS_2023_VISIT = re.compile(r"(?P<patient>BraTS-[A-Za-z]+-\d{5})-(?P<visit>\d{3})")
+_BRATS_2023_VISIT = re.compile(r"(?P<patient>BraTS-[A-Za-z]+-\d{5})-(?P<visit>\d{3})", re.IGNORECASE)
 _ENDINGS: Final = (".nii.gz", ".nii")
 
 

@@ -1,5 +1,6 @@
 """The optimizer of DP-SGD: noise on the sum of clipped gradients, then any optimizer's step."""
 
+import math
 from typing import Any
 
 import torch
@@ -11,16 +12,29 @@ from fedglioma.privacy.clipped import EXCESS
 from fedglioma.privacy.noise_source import NoiseSource
 from fedglioma.privacy.secret import SecretRandom
 
-MARGIN = 1 + EXCESS
+
+def margin(cases: float) -> float:
+    """Return how much longer than the clip norm a sum's change by one patient may be through rounding.
+
+    A clipped gradient itself by ``EXCESS``; and where one is added, every later addition of the step may
+    round otherwise, each by twice the unit of single precision times a sum as long as its cases at most.
+
+    Parameters
+    ----------
+    cases : float
+        Expected in a step, as it is published; there may be more by chance, six deviations at most.
+    """
+    most = cases + 6 * math.sqrt(cases) + 6
+    return 1 + EXCESS + most**2 * 2.0**-24
 
 
 class PrivateOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
     """Opacus' optimizer for gradients that were clipped already, with noise from a secret stream.
 
     A step takes from ``grad`` the sum that ``ClippedGradients`` left there, adds normal noise of standard
-    deviation ``noise_multiplier * clip_norm`` to every number (and a ten-thousandth more, for what rounding
-    may add to a clipped gradient), divides by the expected number of cases, which
-    is published, and not by how many there were, and hands it on. Also where no patient took part.
+    deviation ``noise_multiplier * clip_norm`` to every number (and a ``margin`` for rounding), divides by the
+    expected number of cases, which is published, and not by how many there were, and hands it on. Also where
+    no patient took part.
     Sum and noise are added in the gradient's own memory; Opacus would need three times as much.
 
     Parameters
@@ -63,6 +77,7 @@ class PrivateOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
             loss_reduction="mean",
         )
         self._noise = NoiseSource(secret or SecretRandom())
+        self._deviation = noise_multiplier * clip_norm * margin(expected_cases)
 
     def accumulate(self) -> None:
         """Take the sums from ``grad``: physical batches have been added up there already."""
@@ -75,7 +90,7 @@ class PrivateOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
         """Add the noise to the sums, in place."""
         for parameter in self.params:
             _check_processed_flag(parameter.summed_grad)
-            self._noise.add_to(parameter.summed_grad, self.noise_multiplier * self.max_grad_norm * MARGIN)
+            self._noise.add_to(parameter.summed_grad, self._deviation)
             _mark_as_processed(parameter.summed_grad)
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -222,7 +222,7 @@ def _described(
 ) -> tuple[RunConfig, dict[Gene, tuple[float, float]], Scale | None]:
     """Return what a description says of settings, class counts and scale, checked."""
     try:
-        settings = RunConfig.from_mapping(config["settings"], str(folder / CONFIG))
+        settings = RunConfig.recorded(config["settings"], str(folder / CONFIG))
         counts = {Gene(name): (_count(a), _count(b)) for name, (a, b) in config["class_counts"].items()}
         scale = None if config["scale"] is None else Scale.model_validate(config["scale"])
         scale_id = config["scale_id"]

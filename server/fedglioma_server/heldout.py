@@ -164,7 +164,7 @@ class HeldOut:
             round=number,
             seconds={phase: round(value, 4) for phase, value in seconds.items()},
             sites=with_epsilon(
-                self.strategy.settings, self.rounds, dict(sorted(self.strategy.ledger.sites.items()))
+                self.folder.read(), self.rounds, dict(sorted(self.strategy.ledger.sites.items()))
             ),
             heldout=heldout,
             log_variances=log_variances(self.learner),

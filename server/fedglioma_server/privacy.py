@@ -83,10 +83,17 @@ def privacy_record(record: RunRecord, rounds: Sequence[RoundRecord] = ()) -> Pri
             _per_round(settings),
         ],
         never_leaves_a_site=STAYS,
+        ledger_run=record.key if _in_ledgers(record) else None,
         secure_aggregation=settings.secure_aggregation,
         secure_statistics=settings.secure_statistics,
         **_terms(record, rounds),
     )
+
+
+def _in_ledgers(record: RunRecord) -> bool:
+    """Whether a hospital may have written of the run in its ledger."""
+    noisy = any(site.landmark_epsilon is not None for site in record.sites.values())
+    return record.settings.privacy == "site" or noisy
 
 
 def noise_words(record: RunRecord) -> str:
@@ -143,7 +150,6 @@ def _terms(record: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str, Any]:
         "sampling_rate": settings.sampling_rate,
         "steps_per_round": settings.steps_per_round,
         "counts_epsilon": settings.counts_epsilon,
-        "ledger_run": record.key,
         "statement": f"{_site(settings, words)} {noise_words(record)}".strip(),
         "not_covered": _around_site(settings),
     }

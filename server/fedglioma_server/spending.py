@@ -5,7 +5,7 @@ The coordinator's own reckoning, of what it asked for. What a hospital counts is
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from math import inf, sqrt
+from math import ceil, floor, inf, log10, sqrt
 from typing import Any, Literal
 
 from fedglioma.config.run import RunConfig
@@ -20,7 +20,7 @@ NOTHING_SPENT = frozenset({"policy", "budget", "idle", "not_connected", "not_mas
 
 @lru_cache(maxsize=64)
 def with_noise(settings: RunConfig) -> RunConfig:
-    """Return settings whose ``noise_multiplier`` is set: the least that keeps the target.
+    """Return settings whose ``noise_multiplier`` is set: the least, to four digits, that keeps the target.
 
     Unchanged where it is given, and without privacy.
 
@@ -45,7 +45,13 @@ def with_noise(settings: RunConfig) -> RunConfig:
     except PrivacyError as error:
         lower = "counts_epsilon, rounds or sampling_rate" if settings.privacy == "site" else "rounds"
         raise ConfigError(f"{error} (here: {lower})") from None
-    return settings.model_copy(update={"noise_multiplier": noise})
+    return settings.model_copy(update={"noise_multiplier": _rounded_up(noise)})
+
+
+def _rounded_up(noise: float) -> float:
+    """Return a number with four digits that is not below another."""
+    step = 10.0 ** (floor(log10(noise)) - 3)
+    return round(ceil(round(noise / step, 6)) * step, 12)
 
 
 def _sums(settings: RunConfig, rounds: int) -> tuple[float, int]:
@@ -108,14 +114,17 @@ def spent_by_site(record: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str,
     Empty where nothing can be promised (``spent_of``). With central privacy a round's sum is one release,
     whoever was in it: all sites spend alike.
     """
-    settings = record.settings
     if spent_of(record, rounds) is None:
         return {}
+    heard = _heard(record.settings, [line.sites for line in rounds])
+    return {site: _epsilon_after(record, number) for site, number in heard.items()}
+
+
+def _epsilon_after(record: RunRecord, rounds: int) -> float:
+    """Return what so many rounds of a run spent, after what its first weights had."""
+    settings = record.settings
     before = () if record.initial_spent is None else record.initial_spent.mechanisms
-    return {
-        site: epsilon_of((*before, *mechanisms(settings, number)), settings.delta, settings.accountant)
-        for site, number in _heard(settings, [line.sites for line in rounds]).items()
-    }
+    return epsilon_of((*before, *mechanisms(settings, rounds)), settings.delta, settings.accountant)
 
 
 def _heard(settings: RunConfig, rounds: Sequence[Mapping[str, SiteRound]]) -> dict[str, int]:
@@ -152,12 +161,13 @@ def _may_have_spent(entry: SiteRound) -> bool:
 
 
 def with_epsilon(
-    settings: RunConfig, before: Sequence[RoundRecord], sites: Mapping[str, SiteRound]
+    record: RunRecord, before: Sequence[RoundRecord], sites: Mapping[str, SiteRound]
 ) -> dict[str, SiteRound]:
-    """Return the sites of the round after ``before`` with what each has spent by now.
+    """Return the sites of the round after ``before`` with what each has spent by now, as ``spent_by_site``.
 
     With central privacy without what would tell of single hospitals' steps.
     """
+    settings = record.settings
     if settings.privacy == "none" or not sites:
         return dict(sites)
     heard = _heard(settings, [*(line.sites for line in before), sites])
@@ -165,7 +175,10 @@ def with_epsilon(
     hidden: dict[str, Any] = {}
     if settings.privacy == "central":
         hidden = {"update_norm": None, "loss": None, "loss_by_task": {}}
+    known = spent_of(record, before) is not None
     return {
-        site: entry.model_copy(update={"epsilon": epsilon_after(settings, heard[site]), **hidden})
+        site: entry.model_copy(
+            update={"epsilon": _epsilon_after(record, heard[site]) if known else None, **hidden}
+        )
         for site, entry in sites.items()
     }

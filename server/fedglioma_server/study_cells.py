@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedglioma.case import Case, Gene, Task
+from fedglioma.config.privacy import idle_settings
 from fedglioma.config.run import RunConfig
 from fedglioma.data.foldfile import read_division
 from fedglioma.data.folds import (
@@ -178,7 +179,13 @@ def _finetuned(study: Study, written: RunConfig, shared: RunConfig, place: str) 
     the noise is to keep. ``written`` is ``shared`` before any noise was derived.
     """
     rounds = max(1, written.rounds // FINETUNE_SHARE)
-    asked = _changed(written, {**_alone_settings(written), "rounds": rounds, **study.finetune}, place)
+    changes = {name.replace("-", "_"): value for name, value in study.finetune.items()}
+    if changes.get("privacy", written.privacy) != written.privacy:
+        # What the arm's own kind of privacy needed is not asked for under another.
+        written = written.model_copy(update={"privacy": changes["privacy"]})
+        fields = RunConfig.model_fields
+        written = written.model_copy(update={n: fields[n].default for n in idle_settings(written)})
+    asked = _changed(written, {**_alone_settings(written), "rounds": rounds, **changes}, place)
     own = _noised(asked, place)
     if all(getattr(asked, name) == getattr(written, name) for name in _DECIDES_NOISE):
         noise = max(own.noise_multiplier, shared.noise_multiplier)

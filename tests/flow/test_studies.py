@@ -172,6 +172,21 @@ def test_fine_tuning_with_privacy_of_its_own_runs(cohort: Path, tmp_path: Path) 
     assert lines["finetuned"]["epsilon"] is None
 
 
+def test_private_federation_is_fine_tuned_without_privacy(cohort: Path, tmp_path: Path) -> None:
+    privacy = {"privacy": "site", "target_epsilon": 8, "sampling_rate": 0.5}
+    study = small_study(
+        tmp_path,
+        arms=[{"name": "one", "width": 1, "weighting": "fixed", **privacy}],
+        divisions={"kind": "split"},
+        protocols=["federated", "finetuned"],
+        finetune={"privacy": "none"},
+    )
+    code, data = run(cohort, tmp_path / "study", study, "--dry-run")
+    assert code == 0, data
+    found = {line["protocol"]: line["settings"]["privacy"] for line in data["runs"]}
+    assert found == {"federated": "site", "finetuned": "none"}
+
+
 def test_finetuned_row_has_the_epsilon_of_both_its_trainings(cohort: Path, tmp_path: Path) -> None:
     arms = [{"name": "private", "width": 1, "privacy": "site", "target_epsilon": 8}]
     study = small_study(

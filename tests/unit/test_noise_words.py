@@ -9,7 +9,13 @@ from fedglioma.config.run import RunConfig
 from fedglioma.privacy.accounting import Mechanism, Spent, gaussian_equivalent
 from fedglioma_server.privacy import noise_words, privacy_record
 from fedglioma_server.records import RoundRecord, RunRecord, SiteData, SiteRound
-from fedglioma_server.spending import epsilon_after, noise_over_gradient, spent_by_site, spent_of
+from fedglioma_server.spending import (
+    epsilon_after,
+    noise_over_gradient,
+    spent_by_site,
+    spent_of,
+    with_epsilon,
+)
 
 
 def record_of(settings: RunConfig, cases: list[int], parameters: int) -> RunRecord:
@@ -107,6 +113,9 @@ def test_run_that_goes_on_from_a_model_states_what_both_spent_or_nothing(
     )
     told = privacy_record(record, [ROUND])
     assert told.differentially_private is private_run
+    assert told.ledger_run == record.key, "the hospitals' ledgers have it all the same"
+    lines = with_epsilon(record, [], ROUND.sites)
+    assert lines["henan"].epsilon == (pytest.approx(told.epsilon) if private_run else None)
     if not private_run:
         assert told.epsilon is None
         assert told.statement.startswith("Not differentially private.")

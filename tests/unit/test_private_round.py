@@ -103,6 +103,8 @@ def test_patient_who_came_for_another_run_is_in_what_it_pays_for(tmp_path, cases
     ("before", "after"),
     [
         ({"patient": "BraTS-GLI-00005-000"}, {"patient": "BraTS-GLI-00005-001"}),
+        ({"patient": "BraTS-GLI-00005-000"}, {"patient": "BRATS-GLI-00005-000"}),
+        ({"patient": "BraTS-GLI-00005-000"}, {"patient": "brats-gli-00005-001"}),
         ({"patient": "sub-0042"}, {"patient": " SUB-0042"}),
         ({"patient": "A1", "linkage_id": "11010X"}, {"patient": "B7", "linkage_id": "11010x"}),
     ],
@@ -120,6 +122,17 @@ def test_person_under_another_id_or_at_another_visit_is_the_same_to_the_ledger(
     stranger = hospital(tmp_path / "third", [changed(cases[0], **before)])
     told(stranger)
     assert spent(stranger) < spent(site)
+
+
+def test_answer_that_a_crash_prevented_is_not_charged(tmp_path, cases):
+    site = hospital(tmp_path, cases)
+    crash = patch("fedglioma_client.published.noised_counts", side_effect=KeyboardInterrupt)
+    with crash, pytest.raises(KeyboardInterrupt):
+        told(site)
+    told(site, run="second")
+    undisturbed = hospital(tmp_path / "other", cases)
+    told(undisturbed, run="second")
+    assert spent(site) == spent(undisturbed)
 
 
 def test_hospital_without_a_label_answers_with_noise_as_one_with_a_label_does(tmp_path, cases):

@@ -17,6 +17,7 @@ from fedglioma.data.loader import drawn_batches
 from fedglioma.errors import ConfigError, DataError, PrivacyError
 from fedglioma.losses.tasks import Targets
 from fedglioma.privacy.noise_source import NoiseSource
+from fedglioma.privacy.optimizer import margin
 from fedglioma.privacy.sampling import poisson_batches
 from fedglioma.privacy.secret import SecretRandom
 from fedglioma.training import private
@@ -112,8 +113,9 @@ def by_hand(learner: Learner, work: LocalWork, terms: PrivacyTerms, patients: fl
             for into, grad in zip(total, found, strict=True):
                 into += grad * min(1.0, terms.clip_norm / whole)
         for weight, into, begun_at in zip(weights, total, start, strict=True):
-            # A ten-thousandth more than in the paper, for what rounding may add to a clipped gradient.
-            noise.add_to(into, 1.0001 * terms.noise_multiplier * terms.clip_norm)
+            # A little more than in the paper, for what rounding may add.
+            more = margin(terms.sampling_rate * patients)
+            noise.add_to(into, more * terms.noise_multiplier * terms.clip_norm)
             pull = work.proximal_mu * (weight.detach() - begun_at)
             weight.grad = into / (terms.sampling_rate * patients) + pull
         set_learning_rate(optimizer, settings.learning_rate(work.round - 1))

@@ -190,10 +190,19 @@ def test_what_is_wrong_with_a_record_is_said_by_our_own_names_alone(
 
 def test_setting_that_a_record_may_not_have_is_said_with_its_reason(tmp_path: Path) -> None:
     table = run_record().model_dump(mode="json")
+    table["settings"]["norm_limit"] = 0.5
+    (tmp_path / "run.json").write_text(json.dumps(table), encoding="utf-8")
+    with pytest.raises(ConfigError, match="norm_limit: at least 1, or 0 for none"):
+        read_json(tmp_path / "run.json", RunRecord)
+
+
+def test_record_with_a_setting_without_effect_stays_readable(tmp_path: Path) -> None:
+    table = run_record().model_dump(mode="json")
     table["settings"]["sampling_rate"] = 0.5
     (tmp_path / "run.json").write_text(json.dumps(table), encoding="utf-8")
+    assert read_json(tmp_path / "run.json", RunRecord).settings.sampling_rate == 0.5
     with pytest.raises(ConfigError, match="sampling_rate: without effect while privacy is none"):
-        read_json(tmp_path / "run.json", RunRecord)
+        RunConfig.from_mapping(table["settings"], "settings.yaml")
 
 
 def test_absent_record_asks_whether_this_is_a_run_folder(tmp_path: Path) -> None:
