@@ -244,7 +244,7 @@ def test_field_that_was_not_agreed_on_cannot_travel(field: str) -> None:
 
 
 def test_settings_in_a_request_are_checked_as_everywhere() -> None:
-    table = {"settings": RunConfig().model_dump(mode="json") | {"rounds": 0}}
+    table = {"run": "r", "settings": RunConfig().model_dump(mode="json") | {"rounds": 0}}
     with pytest.raises(ProtocolError, match=r"settings\.rounds"):
         body_of(written(json.dumps(table)), StatisticsRequest)
 
