@@ -205,7 +205,10 @@ def page_text(asked: argparse.Namespace, arms: Sequence[Arm], genes: Sequence[Ge
         f"SYNTHETIC DATA. {asked.patients} patients, half of them members, {asked.size}^3 voxels; "
         f"{asked.model} of width {asked.width}, {asked.epochs} epochs, batches of about {asked.batch_size}, "
         f"Adam {asked.lr:g}, clip {asked.clip_norm:g}, delta {asked.delta:g}, accountant {asked.accountant}; "
-        f"{asked.shadows} shadow models. Means over {seeds} seeds with Student's 95 % intervals."
+        f"{asked.shadows} shadow models. Means over {seeds} seeds with Student's 95 % intervals. `over the "
+        "gradient`: how many times longer a step's noise is than its gradient can be. `seeds above`: "
+        "networks of which an attack found more than is allowed, by the lower end of its interval; a TPR "
+        f"moves in steps of one in {asked.patients // 2}."
     )
     return f"{told}\n\n{table(arms, genes, asked.delta)}"
 
