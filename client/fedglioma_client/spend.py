@@ -10,8 +10,9 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -35,12 +36,13 @@ from fedglioma_client.intake import secret_of
 from fedglioma_client.norms import Norms
 from fedglioma_client.site import Site
 
+Answer = TypeVar("Answer")
+
 LONGEST_RUN = 100
 NUMBERED = "number of a person "
 NOTHING = b""
 """What is kept of a round that failed after its first step."""
 _SECRET = b"FEDGLIOMA LEDGER SECRET 1\n"
-
 _OWN = "own norm "
 
 
@@ -108,11 +110,21 @@ def _asked_before(
     _require_secret(ledger, site)
     question = hashlib.sha256(json.dumps(dict(terms), sort_keys=True).encode()).hexdigest()[:32]
     key = ReleaseKey(run=_run_name(run), round=0, what=f"{what}:{question}")
+    return ledger, *_answered(ledger, key, lambda content: content)
+
+
+def _answered(
+    ledger: Ledger, key: ReleaseKey, read: Callable[[bytes | None], Answer | None]
+) -> tuple[ReleaseKey, Answer | None]:
+    """Return the key and content of what was committed and can be sent again.
+
+    Where it is gone, or was for something else, the key of another attempt, which is made and paid for anew.
+    """
     while ledger.committed(key) is not None:
-        if (told := ledger.stored(key)) is not None:
-            return ledger, key, told
-        key = key.model_copy(update={"attempt": key.attempt + 1})  # gone: it is drawn and paid for anew
-    return ledger, key, None
+        if (answer := read(ledger.stored(key))) is not None:
+            return key, answer
+        key = key.model_copy(update={"attempt": key.attempt + 1})
+    return key, None
 
 
 def _require_heads(ledger: Ledger, site: Site, heard: str) -> None:
@@ -197,11 +209,9 @@ class PrivateRound:
         ledger, digest = ledger_of(site.config), digest_of(received)
         _require_heads(ledger, site, request.ledger_head)
         _require_secret(ledger, site)
-        key, kept = ReleaseKey(run=_run_name(request.run), round=request.round), None
-        while kept is None and ledger.committed(key) is not None:
-            kept = _unpacked(ledger.stored(key), digest, request.settings.payload)
-            if kept is None:
-                key = key.model_copy(update={"attempt": key.attempt + 1})
+        asked = ReleaseKey(run=_run_name(request.run), round=request.round)
+        read = partial(_unpacked, received=digest, payload=request.settings.payload)
+        key, kept = _answered(ledger, asked, read)
         ledger.settle(keep=key)
         return cls(ledger, key, site, request, terms, digest, kept)
 

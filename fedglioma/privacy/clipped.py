@@ -143,9 +143,8 @@ class ClippedGradients:
             return torch.zeros(cases, dtype=torch.float64, device=device)
         squares = torch.stack([part.squares() for part in taken])  # (layers, B)
         limit = self.clip_norm if self.clipping == "flat" else self.clip_norm / math.sqrt(len(self._layers))
-        unsure = self._make_unsure(taken, squares, limit)
-        while unsure:  # a length that was wrong may have hidden another's
-            unsure = self._make_unsure(taken, squares, limit)
+        while self._make_unsure(taken, squares, limit):
+            continue  # a length that was wrong may have hidden another's
         lengths = squares.sum(0).sqrt()
         finite = lengths < LONGEST * limit
         self.not_finite += cases - int(finite.sum())

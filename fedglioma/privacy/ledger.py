@@ -106,13 +106,6 @@ class Ledger:
         logger.warning("outbox/%s is not what was committed and is not sent", digest[:16])
         return None
 
-    def fresh(self, key: ReleaseKey) -> ReleaseKey:
-        """Return the key with the first attempt, from its own on, that was not committed."""
-        book = self._book()
-        while (found := book.find(key)) is not None and not found.open:
-            key = key.model_copy(update={"attempt": key.attempt + 1})
-        return key
-
     def epsilon_spent(
         self, members: Collection[str] | None, delta: float, accountant: AccountantName
     ) -> float:

@@ -56,6 +56,7 @@ PRIVATE_ROUND = (
 )
 MASKED_ROUND = "per round: seconds by phase; no number of steps and no training loss"
 DROWNED = 10.0
+"""Times as long as the gradient: about where made-up patients are guessed at (docs/privacy.md)."""
 REMEDIES = {
     "site": "More patients or a smaller network (width) help, then a higher sampling_rate and fewer steps, "
     "then a larger epsilon.",
