@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import signal
@@ -145,13 +146,16 @@ def test_health_of_a_client_is_that_of_its_node(tmp_path: Path) -> None:
     health = script("client_health")
     settings = tmp_path / "ningxia.yaml"
     settings.write_text("site: ningxia\ndata: data\n")
-    node = [sys.executable, "-c", "import time; time.sleep(60)", "fedglioma_client.node", str(settings)]
-    with subprocess.Popen(node) as process:  # noqa: S603 (a stub)
+    stub = "import time; print('runs', flush=True); time.sleep(60)"
+    node = [sys.executable, "-c", stub, "fedglioma_client.node", str(settings)]
+    with subprocess.Popen(node, stdout=subprocess.PIPE) as process:  # noqa: S603 (a stub)
         try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"runs\n"
             assert (str(settings)) in [str(found) for _, found in health.nodes()]
             assert health.complaint("S", settings) == ""
-            process.send_signal(signal.SIGSTOP)
-            time.sleep(0.1)
+            os.kill(process.pid, signal.SIGSTOP)
+            os.waitpid(process.pid, os.WUNTRACED)
             state = next(state for state, found in health.nodes() if found == settings)
             assert "state T" in health.complaint(state, settings)
         finally:
