@@ -3,6 +3,9 @@
 The server divides the sum of the weighted steps by that of the weights, so that it needs nobody's weight by
 itself. A weight is told as the site's share of what all sites' weights add up to, and a step times it is
 never longer than the step.
+
+Each group is a sum of its own: where one site alone had a weight in it, it would be that site's step. So the
+server names a total only of groups to which ``FEWEST_SITES`` sites add; to any other a site adds zeros.
 """
 
 import hashlib
@@ -12,13 +15,15 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fedglioma.errors import ProtocolError
+from fedglioma.errors import PrivacyError
 from fedglioma.pooled import LANDMARKS, LENGTH
 from fedglioma.privacy.fixed_point import Part, Words, decode_parts, encode_parts
-from fedglioma.weights import GROUPS, FlatArrays, Packed
+from fedglioma.weights import GROUPS, TRUNK, FlatArrays, Packed
 
 MOST_SHARE: Final = 4.0
 """A site that joins late has a share of what the others' weights add up to, which may be above 1."""
+MOST_OWN: Final = 0.95
+"""A site whose share of a group is above it adds nothing there: the sum would be nearly its own step."""
 COUNTS_RANGE: Final = 2.0**21
 LANDMARKS_RANGE: Final = 2.0**26
 """Whole numbers up to these are exact in a sum of up to 32 sites: of a million cases, and of the landmarks of
@@ -70,20 +75,21 @@ def coded_update(
     local, received : arrays
         Weights after and before training.
     weights, totals : mapping
-        Per group: the site's aggregation weight, and that of all sites.
+        Per group: the site's aggregation weight, and that of all sites (``shares``).
     parts, sites
         What was agreed on, and of how many sites at most.
 
     Raises
     ------
+    PrivacyError
+        The sum would be nearly this site's step.
     ProtocolError
-        A number is outside its range, or the totals leave no room for this site's weight.
+        A number is outside its range.
     Diverged
         A step is not a finite number.
     """
     numbers: dict[str, NDArray[np.float32]] = {}
-    for group in GROUPS:
-        share = _share(weights.get(group, 0.0), totals.get(group, 0.0))
+    for group, share in shares(weights, totals).items():
         step = np.subtract(local[group], received[group])
         step *= np.float32(share)
         numbers[group] = step
@@ -91,10 +97,30 @@ def coded_update(
     return encode_parts(parts, sites, numbers)
 
 
-def _share(weight: float, total: float) -> float:
-    if weight > 0 and not total > 0:
-        raise ProtocolError("secure sum: the server says that no site weighs anything, and this one does")
-    return weight / total if weight > 0 else 0.0
+def shares(weights: Mapping[str, float], totals: Mapping[str, float]) -> dict[str, float]:
+    """Return per group the site's share of what all sites' weights add up to; 0 where it adds nothing.
+
+    Raises
+    ------
+    PrivacyError
+        The trunk's sum, which all sites are in, would be nearly this site's step.
+    """
+    found = {group: share_of(weights.get(group, 0.0), totals.get(group, 0.0)) for group in GROUPS}
+    if weights.get(TRUNK, 0.0) > 0 and found[TRUNK] == 0:
+        raise PrivacyError(
+            "secure sum: by the server's totals this hospital has nearly all cases of the run, so that the "
+            "sum would be nearly its own update; masks cannot hide it, and it takes no part"
+        )
+    return found
+
+
+def share_of(weight: float, total: float) -> float:
+    """Return a site's share of a group's total; 0 where nothing is summed, or nearly all would be its own."""
+    if not (weight > 0 and total > 0):
+        return 0.0
+    share = weight / total
+    # Of a site that joined late the total has nothing, and the share may be above 1.
+    return 0.0 if MOST_OWN < share <= 1 else share
 
 
 def by_group(vector: Words, parts: tuple[Part, ...]) -> Packed:

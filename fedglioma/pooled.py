@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from fedglioma.case import CHANNELS, GENES, SUBSETS, Frozen, Gene, Modality
 from fedglioma.counts import SiteCounts, estimate
@@ -23,7 +24,7 @@ HALVES: Final = 2
 FINEST: Final = 64
 """Parts of a point that sums of landmarks are rounded to."""
 LANDMARKS: Final = 5 * len(CHANNELS)
-LENGTH: Final = 2 + 3 * len(GENES) + len(SUBSETS) + len(GROUPS) + LANDMARKS
+LENGTH: Final = 2 + 3 * len(GENES) + len(SUBSETS) + 2 * len(GROUPS) + LANDMARKS
 
 Numbers = NDArray[np.int64]
 
@@ -31,7 +32,8 @@ Numbers = NDArray[np.int64]
 class Pooled(Frozen):
     """The sums over all sites; cells of suppressed sites are estimated, so that they may be halves.
 
-    ``speaking`` says of each modality how many sites told their landmarks.
+    ``speaking`` says of each modality how many sites told their landmarks, ``having`` of each group how many
+    have a weight in it. ``sites`` are those whose numbers were summed.
     """
 
     cases: float
@@ -41,6 +43,8 @@ class Pooled(Frozen):
     weights: dict[str, float]
     landmarks: dict[Modality, LandmarkSums]
     speaking: dict[Modality, int]
+    having: dict[str, int] = Field(default={})
+    sites: tuple[str, ...] = ()
 
 
 def numbers_of(counts: SiteCounts, landmarks: Mapping[Modality, LandmarkSums]) -> Numbers:
@@ -49,7 +53,8 @@ def numbers_of(counts: SiteCounts, landmarks: Mapping[Modality, LandmarkSums]) -
     cells = [estimate(cell, limit) for gene in GENES for cell in counts.labels[gene]]
     subsets = [estimate(counts.modalities.get(name, 0), limit) for name in SUBSETS]
     weights = [counts.weights.get(group, 0.0) for group in GROUPS]
-    halves = [float(counts.cases), estimate(counts.masks, limit), *cells, *subsets, *weights]
+    having = [float(weight > 0) for weight in weights]
+    halves = [float(counts.cases), estimate(counts.masks, limit), *cells, *subsets, *weights, *having]
     told = chain.from_iterable(_told(landmarks.get(modality)) for modality in CHANNELS)
     return np.array([*(round(HALVES * value) for value in halves), *told], np.int64)
 
@@ -78,6 +83,7 @@ def pooled(numbers: Numbers) -> Pooled:
     labels = {gene: (next(halves), next(halves), next(halves)) for gene in GENES}
     subsets = {name: value for name in SUBSETS if (value := next(halves))}
     weights = {group: next(halves) for group in GROUPS}
+    having = {group: round(next(halves)) for group in GROUPS}
     sums, speaking = {}, {}
     for modality, (sites, number, *values) in zip(CHANNELS, landmarks.reshape(-1, 5).tolist(), strict=True):
         speaking[modality] = sites
@@ -91,6 +97,7 @@ def pooled(numbers: Numbers) -> Pooled:
         weights=weights,
         landmarks=sums,
         speaking=speaking,
+        having=having,
     )
 
 

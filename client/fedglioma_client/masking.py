@@ -5,10 +5,15 @@ readable by its owner alone, so that a site which was restarted between two mess
 helped to unmask stays in ``<subject>.done``: a server that lost the sum may ask for it again, but never over
 other sites, as two such sums would differ by a single site's numbers. That it sent masked numbers stays known
 by ``<subject>.masked``, whatever becomes of the sum: the same numbers never leave as they are.
+
+What a site trains follows from the run's seed, its name, the round and the weights that it was sent, so that
+two runs can have the same numbers. Over whom a sum of steps from some weights was unmasked is therefore kept
+by these weights, too, in ``<digest>.weights``, whatever the server calls the run.
 """
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +23,7 @@ from fedglioma.masked_update import (
     by_group,
     coded_statistics,
     coded_update,
+    shares,
     statistics_parts,
     subject,
     update_parts,
@@ -32,9 +38,12 @@ from fedglioma.training.learner import layout_of
 from fedglioma.weights import FlatArrays, Packed, digest_of
 from fedglioma.wire import Masking, SecureReply, SecureRequest, StatisticsRequest, TrainRequest
 
+logger = logging.getLogger(__name__)
+
 FOLDER = "secure"
 DONE = ".done"
 MASKED = ".masked"
+WEIGHTS = ".weights"
 
 
 def exchange(request: SecureRequest, config: SiteConfig) -> SecureReply:
@@ -96,7 +105,8 @@ def mask_update(
     Raises
     ------
     PrivacyError
-        The session is not known here, is about something else, or would be masked twice.
+        The session is not known here, is about something else, or would be masked twice; or the sum would
+        be nearly this site's step.
     ProtocolError
         A number is outside the agreed range.
     """
@@ -106,7 +116,7 @@ def mask_update(
     parts = update_parts(layout_of(asked.settings).sizes, asked.settings.secure_range)
     vector = coded_update(local, received, weights, masking.totals, parts, state.session.sites)
     with replacing(path.with_suffix(MASKED), mode=PRIVATE) as file:
-        file.write(b"")
+        file.write(digest_of(received).encode("ascii"))
     keep(path, masked_site.mask(state, masking.inbox, vector))
     return by_group(vector, parts)
 
@@ -142,6 +152,24 @@ def require_unmasked_before(config: SiteConfig, asked: TrainRequest) -> None:
         raise PrivacyError("secure sum: this round was begun under masks and does not leave without them")
 
 
+def require_company(masking: Masking, weights: Mapping[str, float]) -> None:
+    """Refuse a sum that would be nearly this site's step; log the heads to which it will add nothing.
+
+    Raises
+    ------
+    PrivacyError
+        By the server's totals it would be.
+    """
+    found = shares(weights, masking.totals)
+    silent = [group for group, share in found.items() if not share and weights.get(group)]
+    if silent:
+        logger.warning(
+            "masked update: nothing added to %s: too few hospitals teach it, or this one nearly alone, and "
+            "the sum would be its own step",
+            ", ".join(silent),
+        )
+
+
 def _begin(request: SecureRequest, config: SiteConfig) -> KeyOffer:
     session, settings = request.session, request.settings
     parts = (
@@ -159,7 +187,9 @@ def _begin(request: SecureRequest, config: SiteConfig) -> KeyOffer:
     if before is not None and before.stage == "revealed":
         before = None  # another sum of the same sites may follow; ``_require_same`` sees to it
     key = None if config.key is None else read_private_key(config.key)
-    state, offer = masked_site.begin(session, config.site, key=key, peers=_peers(config), before=before)
+    state, offer = masked_site.begin(
+        session, config.site, key=key, peers=_peers(config), least=config.least_masked, before=before
+    )
     keep(path, state)
     return offer
 
@@ -172,25 +202,51 @@ def forget_sums(config: SiteConfig, *, but: Path | None = None) -> None:
 
 
 def _require_same(path: Path, survivors: Sequence[str]) -> None:
-    """Refuse to unmask a subject's sum over other sites than before."""
-    try:
-        before = json.loads(path.with_suffix(DONE).read_text(encoding="ascii"))
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError):
-        raise PrivacyError(
-            f"{path.with_suffix(DONE)}: cannot be read; this site does not unmask the sum again"
-        ) from None
-    if before != sorted(survivors):
+    """Refuse to unmask a sum of a subject, or of steps from some weights, over other sites than before."""
+    if _before(path.with_suffix(DONE)) not in (None, sorted(survivors)):
         raise PrivacyError(
             "secure sum: this site helped to unmask the same round over other sites before; the difference "
             "would be a single site's update"
         )
+    trained = _trained_from(path)
+    if trained is not None and _before(trained) not in (None, sorted(survivors)):
+        raise PrivacyError(
+            "secure sum: this site helped to unmask a sum of steps from the same weights over other sites "
+            "before, in another run perhaps; the difference would be a single site's update. The run must "
+            "begin with other weights: another seed, or another model where it starts from one"
+        )
 
 
 def _remember(path: Path, survivors: Sequence[str]) -> None:
-    with replacing(path.with_suffix(DONE), mode=PRIVATE) as file:
-        file.write(json.dumps(sorted(survivors)).encode("ascii"))
+    for place in (_trained_from(path), path.with_suffix(DONE)):
+        if place is not None:
+            with replacing(place, mode=PRIVATE) as file:
+                file.write(json.dumps(sorted(survivors)).encode("ascii"))
+
+
+def _trained_from(path: Path) -> Path | None:
+    """Return where stands over whom sums of steps from a round's weights were unmasked; None for counts."""
+    try:
+        digest = path.with_suffix(MASKED).read_text(encoding="ascii")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        raise _unreadable(path.with_suffix(MASKED)) from None
+    return path.with_name(f"{digest[:32]}{WEIGHTS}") if digest else None
+
+
+def _before(place: Path) -> object:
+    """Return the sites in a file of this module; None where there is no file."""
+    try:
+        return json.loads(place.read_text(encoding="ascii"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        raise _unreadable(place) from None
+
+
+def _unreadable(place: Path) -> PrivacyError:
+    return PrivacyError(f"{place}: cannot be read; this site does not unmask the sum again")
 
 
 def _peers(config: SiteConfig) -> dict[str, bytes] | None:

@@ -27,7 +27,7 @@ from fedglioma.wire import StatisticsReply, StatisticsRequest, TrainReply, Train
 from fedglioma_client.budget import ledger_of
 from fedglioma_client.intensities import cases_on_scale, landmarks_of
 from fedglioma_client.linkage import name_shared, tags_of
-from fedglioma_client.masking import mask_statistics, mask_update, require_unmasked_before
+from fedglioma_client.masking import mask_statistics, mask_update, require_company, require_unmasked_before
 from fedglioma_client.norms import OwnNorms, norms_of
 from fedglioma_client.processes import train_in_processes
 from fedglioma_client.published import told_counts
@@ -135,6 +135,8 @@ def train_round(request: TrainRequest, weights: Packed, site: Site) -> tuple[Tra
         require_unmasked_before(config, request)
     name_shared(site, settings, request.shared)
     counts = told_counts(site, settings, request.run)
+    if request.masking is not None:
+        require_company(request.masking, counts.weights)
     book = None if terms is None else PrivateRound.of(request, weights, site, terms)
     kept = None if book is None else book.kept()
     done = kept or _trained(request, weights, site, counts, book)

@@ -21,6 +21,8 @@ SMALL_CELL_LIMIT = 5
 MOST_PROCESSES = 256
 MOST_EPSILON = 100.0
 """Above it noise would be said to protect what it does not."""
+FEWEST_MASKED, MOST_MASKED = 3, 128
+"""Hospitals in a masked sum (``privacy/masked_wire.py``)."""
 SERVER_ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):(\d{1,5})")
 
 
@@ -127,6 +129,7 @@ class SiteConfig(Frozen):
     state: Path = Path("state")
     linkage_key: Path | None = None
     peers: Path | None = None
+    least_masked: int | None = Field(default=None, ge=FEWEST_MASKED, le=MOST_MASKED)
     metrics_port: int = Field(default=0, ge=0, le=65535)
     policy: Policy = Policy()
     privacy: PrivacyLimits = PrivacyLimits()

@@ -36,6 +36,11 @@ def check_roster(state: SiteState, roster: Roster) -> None:
     """Refuse a roster that a server which wants to know one site's numbers could have made."""
     place, offers = place_of(state), roster.offers
     state.session.least(len(offers))
+    if len(offers) < state.least:
+        raise PrivacyError(
+            f"{place}{len(offers)} sites take part, this site wants {state.least} at least: of fewer, "
+            "all others could work with the server; wait until more hospitals are connected"
+        )
     twice = [name for name, times in Counter(offer.site for offer in offers).items() if times > 1]
     if twice:
         raise PrivacyError(f"{place}site {twice[0]} is listed twice")

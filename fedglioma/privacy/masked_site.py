@@ -40,6 +40,7 @@ from fedglioma.privacy.masked_checks import (
 )
 from fedglioma.privacy.masked_state import Secrets, SiteState
 from fedglioma.privacy.masked_wire import (
+    FEWEST_SITES,
     Consent,
     Inbox,
     KeyOffer,
@@ -61,6 +62,7 @@ def begin(
     *,
     key: ec.EllipticCurvePrivateKey | None = None,
     peers: Mapping[str, bytes] | None = None,
+    least: int | None = None,
     before: SiteState | None = None,
 ) -> tuple[SiteState, KeyOffer]:
     """Return the first state, with fresh secrets, and the public keys to send.
@@ -79,6 +81,9 @@ def begin(
         Node keys of the other sites by name (PEM, as ``nodekey.read_public_key`` gives them). With them the
         site takes part only with these, and only on their signatures. Without, it trusts the server to
         pass on the others' keys and not its own inventions.
+    least : int, optional
+        How many sites the roster must have, this one among them, whatever the server proposes: 3 without
+        it, where peers are known two thirds of these and itself.
     before : SiteState, optional
         What this site keeps of the same subject, to be given wherever there is something.
 
@@ -110,7 +115,14 @@ def begin(
     if key is not None:
         offer = offer.model_copy(update={"signature": sign(key, offer.signed)})
     known = None if peers is None else {name: pem.decode("ascii", "replace") for name, pem in peers.items()}
-    return SiteState(session=session, site=site, offer=offer, peers=known, secrets=secrets), offer
+    return SiteState(
+        session=session,
+        site=site,
+        offer=offer,
+        peers=known,
+        least=max(least or FEWEST_SITES, _usual(peers)),
+        secrets=secrets,
+    ), offer
 
 
 def share(state: SiteState, roster: Roster) -> tuple[SiteState, SealedShares]:
@@ -221,6 +233,11 @@ def reveal(state: SiteState, request: UnmaskRequest) -> tuple[SiteState, Reveale
     gone: dict[str, object] = {"secrets": None, "pairs": {}, "inbox": None, "vector": None}
     now: dict[str, object] = {"survivors": survivors, "answer": answer, "stage": "revealed"}
     return state.model_copy(update=gone | now), answer
+
+
+def _usual(peers: Mapping[str, bytes] | None) -> int:
+    """Return two thirds of the sites that know each other, rounded up: so many may be away."""
+    return FEWEST_SITES if peers is None else max(FEWEST_SITES, -(-2 * (len(peers) + 1) // 3))
 
 
 def _check_again(before: SiteState, session: Session) -> None:

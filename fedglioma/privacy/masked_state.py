@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 from fedglioma.errors import PrivacyError
 from fedglioma.newfile import PRIVATE, replacing
 from fedglioma.privacy.masked_wire import (
+    FEWEST_SITES,
     Binary,
     Digest,
     Inbox,
@@ -41,7 +42,8 @@ class Secrets(Binary):
 class SiteState(Binary):
     """Where a site stands in one session; each step returns the next one.
 
-    ``peers`` are the node keys of the sites (PEM text), where this site knows them. ``pairs`` are the shares
+    ``peers`` are the node keys of the sites (PEM text), where this site knows them. ``least`` is how many
+    sites it wants around it, whatever the server proposes. ``pairs`` are the shares
     that others made for it. ``vector`` is a keyed digest of what it masked. After it revealed, the secrets
     are gone and only the answer is left.
     """
@@ -51,6 +53,7 @@ class SiteState(Binary):
     offer: KeyOffer
     stage: Stage = "offered"
     peers: dict[Name, str] | None = None
+    least: int = Field(default=FEWEST_SITES, ge=FEWEST_SITES)
     secrets: Secrets | None = Field(default=None, repr=False)
     roster: Roster | None = None
     inbox: Inbox | None = Field(default=None, repr=False)

@@ -58,8 +58,8 @@ class Session(Frozen):
     subject and never a second, since two sums of the same numbers over different sites would differ by one
     site's. ``attempt`` counts how often the sum was begun. ``sites`` is how many take part at most: it fixes
     the units. ``minimum`` is how many must be in the sum at least. ``threshold``, where set, is how many must
-    answer to unmask; otherwise two thirds and one. ``about`` is a digest of what else all sites must agree
-    on, such as the weights' layout and the run's terms.
+    answer to unmask, and no fewer than without it: two thirds and one. ``about`` is a digest of what else all
+    sites must agree on, such as the weights' layout and the run's terms.
     """
 
     subject: str = Field(min_length=1, max_length=200, pattern=r"\A[!-~]+\z")
@@ -99,8 +99,9 @@ class Session(Frozen):
         Raises
         ------
         PrivacyError
-            The roster is too small or too large; or so few would do that the server could ask two halves
-            about different survivors and learn both of a site's secrets.
+            The roster is too small or too large; or fewer would do than two thirds and one. With half of
+            them the server could ask two halves about different survivors, and learn both of a site's
+            secrets.
         """
         minimum = max(self.minimum, FEWEST_SITES)  # a site holds to it whatever it was sent
         if not minimum <= sites <= self.sites:
@@ -108,11 +109,12 @@ class Session(Frozen):
                 f"secure sum: {sites} sites take part, agreed are {minimum} to {self.sites}; "
                 "more hospitals must be connected, or the run's minimum changed"
             )
-        threshold = max(self.threshold or 2 * sites // 3 + 1, minimum)
-        if not sites < 2 * threshold <= 2 * sites:
+        usual = 2 * sites // 3 + 1
+        threshold = max(self.threshold or usual, minimum)
+        if not usual <= threshold <= sites:
             raise PrivacyError(
-                f"secure sum: a threshold of {threshold} among {sites} sites; it must be above half of them "
-                "and no more than all"
+                f"secure sum: a threshold of {threshold} among {sites} sites; it must be {usual} at least, "
+                "two thirds of them and one, and no more than all"
             )
         return threshold
 

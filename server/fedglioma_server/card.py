@@ -200,6 +200,7 @@ def limits(record: RunRecord, evaluation: Evaluation) -> list[str]:
     if record.linkage is not None and record.linkage.pairs:
         pairs = listing([" and ".join(map(plain, pair.sites)) for pair in record.linkage.pairs])
         said.append(f"Some patients seem to be at two sites: {pairs}.")
+    said += [record.frozen_words] * bool(record.frozen_words)
     if record.scale_doubts:
         doubted = sorted({plain(site) for doubt in record.scale_doubts for site in doubt.sites})
         said.append(f"Intensities of {listing(doubted)} lay apart from the others'.")

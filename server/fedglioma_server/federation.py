@@ -12,7 +12,7 @@ import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
-from fedglioma.case import Gene
+from fedglioma.case import TASKS, Gene
 from fedglioma.counts import global_counts
 from fedglioma.machine import return_free_memory
 from fedglioma.scale import Scale
@@ -21,6 +21,7 @@ from fedglioma.training.released import take_over
 from fedglioma.weights import FlatArrays, pack, to_record
 from fedglioma.wire import StatisticsReply
 from fedglioma_server.checkpoint import Checkpoints
+from fedglioma_server.company import frozen_words
 from fedglioma_server.coordinator import Coordinator
 from fedglioma_server.heldout import EndedEarly, HeldOut, out_of_patience
 from fedglioma_server.intensities import Agreed, agree_on_scale, agree_on_sum, words_of
@@ -90,9 +91,9 @@ def run_federation(grid: Grid, coordinator: Coordinator, finished: Finished = la
         strategy.restore(checkpoints.load_state(done))
     strategy.audit_head = coordinator.audit_head
     strategy.ledger_heads = _ledger_heads(roll.answers, rounds)
-    pooled = folder.read().pooled
-    if isinstance(strategy, SecureStrategy) and pooled is not None:
-        strategy.totals = pooled.weights
+    if isinstance(strategy, SecureStrategy):
+        strategy.pooled = folder.read().pooled
+        strategy.froze = partial(_record_frozen, folder)
     heldout = HeldOut(
         folder=folder,
         checkpoints=checkpoints,
@@ -133,6 +134,18 @@ def _ledger_heads(answers: dict[str, StatisticsReply], rounds: list[RoundRecord]
         for site, entry in line.sites.items()
         if entry.ledger_head is not None
     }
+
+
+def _record_frozen(folder: RunFolder, number: int, heads: list[str]) -> None:
+    """Note which heads of a masked round stayed as they were; a round that is done again counts once."""
+    before = folder.read().frozen
+    tasks = [task for task in TASKS if task in before or task in heads]
+    after = {
+        task: sorted({*before.get(task, []), number} if task in heads else {*before[task]} - {number})
+        for task in tasks
+    }
+    if after != before:
+        folder.update(frozen=after, frozen_words=frozen_words(after))
 
 
 def _between(initial: ArrayRecord, roll: Roll) -> None:

@@ -142,6 +142,10 @@ class RunRecord(Record):
     linkage: Linkage | None = Field(
         default=None, description="patients at two sites; None: the run did not look for them"
     )
+    frozen: dict[Task, list[int]] = Field(
+        default={}, description="rounds in which a head was not summed for want of hospitals that teach it"
+    )
+    frozen_words: str = Field(default="", description="the same in a sentence")
     issues: list[DataIssue] = []
 
     @property

@@ -44,6 +44,8 @@ def notices(saved: Saved) -> list[str]:
             "reported here; unless they were kept apart, the figures are too good."
         )
     said += duplicates.notices(saved.run.linkage)
+    if saved.run.frozen_words:
+        said.append(saved.run.frozen_words)
     if saved.evaluation is None:
         said.append("The model was not evaluated yet: there is no held-out result to report.")
     elif saved.evaluation.caution:

@@ -111,6 +111,11 @@ class SecureSum:
         """
         self._sum.add_vector(site, vector)
 
+    @property
+    def added(self) -> tuple[str, ...]:
+        """The sites whose vectors are in the sum so far."""
+        return self._sum.state.added
+
     def close(self) -> tuple[Words, tuple[str, ...]]:
         """Let the survivors unmask the sum, and return it and who is in it.
 

@@ -94,4 +94,5 @@ def _summed(
         except (ProtocolError, ValueError) as error:
             logger.warning("%s is not in the masked statistics: %s", answer.site, site_words(str(error)))
     numbers, survivors = total.close()
-    return pooled(summed_statistics(numbers, total.session.sites, len(survivors)))
+    found = pooled(summed_statistics(numbers, total.session.sites, len(survivors)))
+    return found.model_copy(update={"sites": survivors})

@@ -2,23 +2,28 @@
 
 Before the training request come two short exchanges, after the updates two more (``secure.py``). Where too
 few sites help to unmask the sum, the round is done again with new keys: what was masked before stays
-unreadable.
+unreadable. So it is where a site drops out without which a head has too few sites (``company.py``): then the
+head is frozen for the round.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
+from fedglioma.case import Task
 from fedglioma.errors import AggregationError, QuorumError
 from fedglioma.masked_update import moved, one_vector, update_parts
 from fedglioma.payload import Sliceable
-from fedglioma.weights import GROUPS, TRUNK, Packed, digest_of
-from fedglioma.wire import Masking, StatisticsReply, TrainRequest
+from fedglioma.pooled import Pooled
+from fedglioma.privacy.masked_wire import FEWEST_SITES, Inbox
+from fedglioma.weights import GROUPS, Packed, digest_of
+from fedglioma.wire import Masking, TrainRequest
 from fedglioma_server.aggregation import Update
 from fedglioma_server.combiner import Combined
+from fedglioma_server.company import TITLES, too_few, totals_of
 from fedglioma_server.records import SiteRound
 from fedglioma_server.replies import Sink
 from fedglioma_server.secure import SecureSum
@@ -32,14 +37,22 @@ TOGETHER: Final = "all sites"
 
 
 class SecureStrategy(RoundStrategy):
-    """The rounds of a run under secure aggregation; ``totals`` are all sites' weights by group.
+    """The rounds of a run under secure aggregation.
 
-    Where the statistics round was masked too they are what it summed up to, else what the sites said.
+    ``pooled`` is what the statistics round summed up to, where that was masked too. ``froze`` is told of each
+    round done, and which heads stayed as they were in it for want of sites.
     """
 
-    totals: Mapping[str, float] | None = None
+    pooled: Pooled | None = None
+    froze: Callable[[int, list[str]], None] = staticmethod(lambda _number, _heads: None)
     _trained: tuple[int, set[str]] = (0, set())
     """A round, and the sites that trained for it, also where its sum was begun anew without them."""
+    _short: frozenset[str] = frozenset()
+    """Heads for which a sum of this round had too few sites: they stay frozen in it."""
+    _totals: Mapping[str, float] = {}
+    """Of the sum that was begun last: only of groups that are in it."""
+    _said: frozenset[str] = frozenset()
+    """The heads that were frozen in the round before."""
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -61,21 +74,9 @@ class SecureStrategy(RoundStrategy):
 
     def _own(self, request: TrainRequest, grid: Grid) -> dict[int, TrainRequest]:
         own = super()._own(request, grid)
-        parts = update_parts(self.layout.sizes, self.settings.secure_range)
-        totals = self._totals()
-        self._sum = SecureSum(
-            grid,
-            self.settings,
-            "train",
-            about=request.agreed(digest_of(self._sent), totals),
-            parts=parts,
-            sites={node: self.nodes[node].site for node in own},
-            run=self.run,
-            round_number=request.round,
-        )
-        inboxes = self._sum.open()
         if self._trained[0] != request.round:
-            self._trained = (request.round, set())
+            self._trained, self._short = (request.round, set()), frozenset()
+        inboxes = self._opened(request, grid, {node: self.nodes[node].site for node in own})
         for node in set(own) - set(inboxes):
             site = self.nodes[node].site
             reason = self._sum.left_out.get(site, "it did not take part in the exchange of keys")
@@ -85,18 +86,41 @@ class SecureStrategy(RoundStrategy):
         return {
             node: asked.model_copy(
                 update={
-                    "masking": Masking(subject=self._sum.session.subject, inbox=inboxes[node], totals=totals)
+                    "masking": Masking(
+                        subject=self._sum.session.subject, inbox=inboxes[node], totals=dict(self._totals)
+                    )
                 }
             )
             for node, asked in own.items()
             if node in inboxes
         }
 
-    def _totals(self) -> dict[str, float]:
-        if self.totals is not None:
-            return dict(self.totals)
-        trained = [site for site in self.nodes.values() if site.weights.get(TRUNK, 0.0) > 0]
-        return {group: _total(group, trained) for group in GROUPS}
+    def _opened(self, request: TrainRequest, grid: Grid, sites: dict[int, str]) -> dict[int, Inbox]:
+        """Begin a sum of the trunk and of each head to which enough of the sites that answer add."""
+        self._freeze(sites.values())
+        while True:
+            self._sum = SecureSum(
+                grid,
+                self.settings,
+                "train",
+                about=request.agreed(digest_of(self._sent), self._totals),
+                parts=update_parts(self.layout.sizes, self.settings.secure_range),
+                sites=sites,
+                run=self.run,
+                round_number=request.round,
+            )
+            inboxes = self._sum.open()
+            if not self._freeze(sites[node] for node in inboxes):
+                return inboxes
+
+    def _freeze(self, present: Iterable[str]) -> frozenset[str]:
+        """Take the heads to which too few of the sites add out of the totals; return those of now."""
+        totals = totals_of(self.nodes.values(), self.pooled)
+        told = {group: total for group, total in totals.items() if group not in self._short}
+        found = frozenset(too_few(told, set(present), self.nodes.values(), self.pooled))
+        self._short |= found
+        self._totals = {group: total for group, total in told.items() if group not in found}
+        return found
 
     def _sink(self) -> Sink:
         return _Adding(self._sum)
@@ -104,6 +128,7 @@ class SecureStrategy(RoundStrategy):
     def _combined(self, number: int, updates: dict[str, Update]) -> Combined:
         for left in reversed(range(TRIES)):
             try:
+                self._require_company()
                 total, survivors = self._sum.close()
                 break
             except (AggregationError, QuorumError) as error:
@@ -113,8 +138,30 @@ class SecureStrategy(RoundStrategy):
             self._repeat(number, updates)
         parts = update_parts(self.layout.sizes, self.settings.secure_range)
         arrays, shares = moved(self._sent, total, parts, self._sum.session.sites, len(survivors))
+        self._tell(number)
         together = Update(TOGETHER, shares, "float32", arrays)
         return self.combiner.combine([together], self._sent)
+
+    def _require_company(self) -> None:
+        """Refuse to have a sum unmasked that a site dropped out of without which a head has too few."""
+        if lost := self._freeze(self._sum.added):
+            raise QuorumError(
+                f"fewer than {FEWEST_SITES} hospitals that teach {', '.join(sorted(lost))} are in the sum"
+            )
+
+    def _tell(self, number: int) -> None:
+        """Say which heads of the network stayed as they were in a round."""
+        heads = [group for group in GROUPS if group not in self._totals and self.layout.sizes[group]]
+        if heads and frozenset(heads) != self._said:
+            logger.warning(
+                "round %d: %s stays as it was: fewer than %d hospitals teach it, and under masks the sum "
+                "could show one hospital's own step",
+                number,
+                ", ".join(TITLES[Task(group)] for group in heads),
+                FEWEST_SITES,
+            )
+        self._said = frozenset(heads)
+        self.froze(number, heads)
 
     def _repeat(self, number: int, updates: dict[str, Update]) -> None:
         """Ask all sites again, with new keys, and take their updates in place of those before."""
@@ -135,7 +182,3 @@ class _Adding:
         """Add a masked update."""
         self._total.add(site, one_vector(packed))
         return {}
-
-
-def _total(group: str, sites: Iterable[StatisticsReply]) -> float:
-    return sum(site.weights.get(group, 0.0) for site in sites)

@@ -55,6 +55,7 @@ def test_the_sum_of_sites_is_what_their_published_counts_add_up_to(
         expected = sum(estimate(site.modalities.get(name, 0), LIMIT) for site in counts)
         assert found.modalities.get(name, 0.0) == expected
     assert found.weights == {group: sum(site.weights[group] for site in counts) for group in GROUPS}
+    assert found.having == {group: sum(site.weights[group] > 0 for site in counts) for group in GROUPS}
     for modality in CHANNELS:
         having = [marks[modality] for _, marks in told if modality in marks]
         assert found.speaking[modality] == len(having)

@@ -340,6 +340,7 @@ def survivors_of(federation: Federation, names: Iterable[str]) -> UnmaskRequest:
 
 
 ALL = ("site0", "site1", "site2", "site3", "site4")
+ALL8 = tuple(f"site{i}" for i in range(8))
 
 
 @pytest.mark.parametrize(
@@ -383,12 +384,13 @@ def test_second_request_with_other_survivors_is_refused(through_file: bool) -> N
 
 
 def test_of_one_site_a_share_of_one_secret_is_revealed_never_of_both() -> None:
-    federation = Federation(session_of(5, threshold=3), words(5))
+    federation = Federation(session_of(7), words(7))
     federation.until("reveal", {"site2": "mask", "site4": "share"})
-    for name in ("site0", "site1", "site3"):
+    survivors = {"site0", "site1", "site3", "site5", "site6"}
+    for name in survivors:
         answer = federation.states[name].answer
         assert answer is not None
-        assert set(answer.seeds) == {"site0", "site1", "site3"}
+        assert set(answer.seeds) == survivors
         assert set(answer.keys) == {"site2"}
 
 
@@ -428,6 +430,46 @@ def test_sites_that_know_each_other_take_part_with_nobody_else(
         with pytest.raises(PrivacyError, match="site1 has keys that its node key did not sign"):
             share(state, Roster(offers=(offers[0], offers[1].model_copy(update=change), *offers[2:])))
     share(state, Roster(offers=offers))
+
+
+@pytest.mark.parametrize(("known", "least"), [(3, 3), (4, 3), (5, 4), (6, 4), (7, 5), (8, 6)])
+def test_sites_that_know_each_other_refuse_a_roster_below_two_thirds_of_them(known: int, least: int) -> None:
+    everybody = node_keys(dict.fromkeys(ALL8[:known]))
+    for chosen in range(3, known + 1):
+        session = session_of(chosen)
+        states, offers = {}, []
+        for name in ALL8[:chosen]:
+            peers = {who: public_bytes(key) for who, key in everybody.items() if who != name}
+            states[name], offer = masked_site.begin(session, name, key=everybody[name], peers=peers)
+            offers.append(offer)
+        if chosen < least:
+            with pytest.raises(
+                PrivacyError, match=f"{chosen} sites take part, this site wants {least} at least"
+            ):
+                share(states["site0"], Roster(offers=tuple(offers)))
+        else:
+            share(states["site0"], Roster(offers=tuple(offers)))
+
+
+def test_least_of_a_site_holds_without_keys_and_can_only_raise_what_follows_from_them() -> None:
+    session = session_of(4)
+    offers = [masked_site.begin(session, name)[1] for name in ALL8[1:4]]
+    state, own = masked_site.begin(session, "site0", least=5)
+    with pytest.raises(PrivacyError, match="4 sites take part, this site wants 5 at least"):
+        share(state, Roster(offers=(own, *offers)))
+    state, own = masked_site.begin(session, "site0", least=4)
+    share(state, Roster(offers=(own, *offers)))
+    everybody = node_keys(dict.fromkeys(ALL8))
+    peers = {name: public_bytes(key) for name, key in everybody.items() if name != "site0"}
+    for least, wanted in ((None, 6), (3, 6), (7, 7)):
+        found = masked_site.begin(session, "site0", key=everybody["site0"], peers=peers, least=least)[0]
+        assert found.least == wanted
+
+
+def test_threshold_below_the_usual_one_is_refused_by_the_site() -> None:
+    federation = Federation(session_of(8, threshold=5), words(8)).until("offer")
+    with pytest.raises(PrivacyError, match="a threshold of 5 among 8 sites; it must be 6 at least"):
+        share(federation.states["site0"], federation.server.state.roster)
 
 
 def test_keys_that_were_signed_for_other_terms_are_refused(
