@@ -9,7 +9,7 @@ import json
 import secrets
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -40,10 +40,7 @@ _DESCRIPTION_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True)
 class Cohort:
-    """What one folder, or several merged, offers to a run; cases stand in the table's order.
-
-    ``refused`` has the signs of whose data may not be used at all, by this table.
-    """
+    """What one folder, or several merged, offers to a run; cases stand in the table's order."""
 
     name: str
     folder: Path
@@ -52,7 +49,6 @@ class Cohort:
     exclusions: tuple[Finding, ...]
     warnings: tuple[Finding, ...]
     synthetic: bool
-    refused: frozenset[Sign] = field(default=frozenset(), repr=False)
 
 
 def read_cohort(
@@ -77,6 +73,33 @@ def read_cohort(
     DataError
         The folder, its table or its layout cannot be made out, or no usable case is left.
     """
+    cohort, _ = _read(folder, layout, secret, purpose)
+    _demand_cases(cohort)
+    return cohort
+
+
+def read_cohorts(folders: Sequence[Path], *, purpose: str) -> Cohort:
+    """Return several cohort folders as one, as ``read_cohort`` and ``merge_cohorts`` do.
+
+    One that could be used for another purpose only adds nobody, and its patients are exclusions.
+
+    Raises
+    ------
+    DataError
+        There is no folder, one cannot be made out or has no case that can be used for anything, or no usable
+        case is left of all.
+    """
+    cohorts = []
+    for folder in folders:
+        cohort, others = _read(folder, None, None, purpose)
+        if not others:
+            _demand_cases(cohort)
+        cohorts.append(cohort)
+    return merge_cohorts(cohorts)
+
+
+def _read(folder: Path, layout: str | None, secret: bytes | None, purpose: str | None) -> tuple[Cohort, int]:
+    """Return a cohort, perhaps without a case, and how many rows are for another purpose."""
     folder = folder.absolute()
     name = folder.resolve().name
     found = find_images(folder, layout, secret or secrets.token_bytes(SECRET_BYTES))
@@ -93,10 +116,8 @@ def read_cohort(
         exclusions=tuple(reading.exclusions),
         warnings=tuple(reading.warnings),
         synthetic=synthetic,
-        refused=frozenset(reading.refused),
     )
-    _demand_cases(cohort)
-    return cohort
+    return cohort, reading.others
 
 
 def is_synthetic(folder: Path) -> bool:
@@ -120,8 +141,9 @@ def is_synthetic(folder: Path) -> bool:
 def merge_cohorts(cohorts: Sequence[Cohort]) -> Cohort:
     """Return several cohorts as one; of a person who is in two (``person.py``), the later case is excluded.
 
-    Whoever one of the cohorts refuses is excluded from all. Folder and layout are the first cohort's; one
-    synthetic cohort makes the whole synthetic.
+    A row that another cohort excluded, by its purpose or otherwise, shuts out nobody: of a patient at two
+    hospitals the one that does not keep the patient writes ``none``. Folder and layout are the first
+    cohort's; one synthetic cohort makes the whole synthetic.
 
     Raises
     ------
@@ -131,31 +153,26 @@ def merge_cohorts(cohorts: Sequence[Cohort]) -> Cohort:
     if not cohorts:
         raise DataError("no cohort: name at least one folder")
     cases: list[Case] = []
-    left_out: list[Finding] = []
+    doubled: list[Finding] = []
     known: dict[Sign, tuple[Case, str]] = {}
-    refused = {sign: cohort.name for cohort in reversed(cohorts) for sign in cohort.refused}
     for cohort in cohorts:
         for case in cohort.cases:
             own = signs(case.patient, case.linkage_id)
-            if places := [refused[sign] for sign in own if sign in refused]:
-                left_out.append(_refused(case, f"the same person's row in cohort {places[0]}"))
-                continue
             seen = [sign for sign in own if sign in known]
             first, home = known[seen[0]] if seen else (case, cohort.name)
             for sign in own:
                 known.setdefault(sign, (first, home))
             if seen:
-                left_out.append(_doubled(case, first, home))
+                doubled.append(_doubled(case, first, home))
             else:
                 cases.append(case)
     merged = replace(
         cohorts[0],
         name=" + ".join(cohort.name for cohort in cohorts),
         cases=tuple(cases),
-        exclusions=(*(f for cohort in cohorts for f in cohort.exclusions), *left_out),
+        exclusions=(*(f for cohort in cohorts for f in cohort.exclusions), *doubled),
         warnings=tuple(f for cohort in cohorts for f in cohort.warnings),
         synthetic=any(cohort.synthetic for cohort in cohorts),
-        refused=frozenset(refused),
     )
     _demand_cases(merged)
     return merged
@@ -171,12 +188,6 @@ def _doubled(case: Case, first: Case, home: str) -> Finding:
     else:
         code, reason = "same_person", _two_ids(first.patient, f"only the case of cohort {home} counts")
     return Finding(patient=case.patient, site=case.site, code=code, message=reason)
-
-
-def _refused(row: Case | Participant, where: str) -> Finding:
-    """Return why somebody is left out whose data another row forbids to use."""
-    message = f"{where} forbids any use of the patient's data"
-    return Finding(patient=row.patient, site=row.site, code=CONSENT, message=message)
 
 
 def _demand_cases(cohort: Cohort) -> None:
@@ -197,6 +208,7 @@ class _Reading:
         self.table = table
         self.site = site
         self.purpose = purpose
+        self.others = 0
         self.refused = {sign for row in table.refused for sign in signs(*row)}
         self.unread = {files.folder: files for files in found.patients}
         self.people: set[str] = set()
@@ -246,12 +258,14 @@ class _Reading:
     def _agreed(self, row: Participant) -> bool:
         """Return whether the person agreed to what the cases are for; who did not is an exclusion."""
         if self.refused.intersection(signs(row.patient, row.linkage_id)):
-            self.exclusions.append(_refused(row, f"{TABLE_NAME}: another row of the same person"))
+            reason = f"{TABLE_NAME}: another row of the same person forbids any use of the patient's data"
+            self._exclude(row, CONSENT, reason)
             return False
         if self.purpose is None or row.purpose in (None, self.purpose):
             return True
         reason = f"purpose is {row.purpose!r}, this is for {self.purpose}: the patient did not agree to it"
         self._exclude(row, CONSENT, reason)
+        self.others += 1
         return False
 
     def name_unlisted(self) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from fedglioma.case import Case, Finding
 from fedglioma.config.privacy import LARGEST_DELTA
 from fedglioma.config.site import SMALL_CELL_LIMIT, PrivacyLimits, SiteConfig, load_site_config, site_name
-from fedglioma.data.cohort import Cohort, merge_cohorts, read_cohort
+from fedglioma.data.cohort import Cohort, read_cohort, read_cohorts
 from fedglioma.data.person import NUMBER, Sign, signs
 from fedglioma.errors import ConfigError, DataError
 from fedglioma.words import cell, without_quoted
@@ -91,7 +91,7 @@ def gather(
         raise ConfigError(
             "nothing to simulate on: give --cohort DIR, --synthetic N, or --sites with settings files"
         )
-    cohort = merge_cohorts([read_cohort(folder, purpose=purpose) for folder in folders])
+    cohort = read_cohorts(folders, purpose=purpose)
     names = tuple(folder.resolve().name for folder in folders)
     groups = _divide(cohort, spec)
     hospitals = tuple(
@@ -170,13 +170,11 @@ def _require_distinct(hospitals: Sequence[Hospital]) -> None:
             for sign in signs(case.patient, case.linkage_id):
                 other = owners.setdefault(sign, hospital.config.site)
                 if other != hospital.config.site:
-                    what, remedy = (
-                        ("linkage_id", "correct it") if sign.kind == NUMBER else ("id", "rename one")
-                    )
+                    what = "linkage_id" if sign.kind == NUMBER else "id"
                     raise DataError(
                         f"{hospital.config.site} and {other} hold a patient of the same {what}: a patient in "
-                        "two hospitals could be trained on and held out at once; remove one, or, of two "
-                        f"people, {remedy}"
+                        "two hospitals could be trained on and held out at once; remove one, or correct the "
+                        f"{what} if they are two people"
                     )
 
 

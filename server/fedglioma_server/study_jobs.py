@@ -5,8 +5,8 @@ import multiprocessing
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -65,7 +65,8 @@ def run_apart(
         while waiting or running:
             while waiting and len(running) < jobs:
                 place = waiting.popleft()
-                running.append(_start(place, function, tasks[place], names[place]))
+                with _ctrl_c_later():
+                    running.append(_start(place, function, tasks[place], names[place]))
                 began(place)
             ready = wait([one.answer for one in running])
             for one in [one for one in running if one.answer in ready]:
@@ -79,6 +80,16 @@ def run_apart(
     finally:
         _stop(running)
     return failed
+
+
+@contextmanager
+def _ctrl_c_later() -> Iterator[None]:
+    """Hold Ctrl-C back until the block ends, and for good from a process that it starts."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start(place: int, function: Callable[[T], None], task: T, name: str) -> _Running:
@@ -116,6 +127,7 @@ def _stop(running: Sequence[_Running]) -> None:
 
 def _work(function: Callable[[T], None], task: T, name: str, level: str, answer: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which says when to end
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, _interrupt)
     threading.Thread(target=end_with_parent, daemon=True).start()
     log.configure(level)

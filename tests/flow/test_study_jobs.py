@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 PATIENCE_S = 300.0
 """For a loaded machine to get processes going."""
-FEW_S = 90.0
+FEW_S = 300.0
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,11 @@ def words(cohort: Path, out: Path, *further: str, **changes: Any) -> list[str]:
     return ["simulate", "--study", str(study), *places, *options, *further]
 
 
-def found(told: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in told["result"].items() if name != "created"}
+def found(out: Path, told: dict[str, Any]) -> dict[str, Any]:
+    """Return a study's result without its time and its folder's name."""
+    result = {name: value for name, value in told["result"].items() if name != "created"}
+    table: dict[str, Any] = json.loads(json.dumps(result).replace(str(out), "OUT"))
+    return table
 
 
 def bits(out: Path) -> dict[str, Any]:
@@ -59,6 +62,14 @@ def bits(out: Path) -> dict[str, Any]:
     }
     said = {str(path.relative_to(out)): path.read_bytes() for path in out.glob("runs/**/predictions.csv")}
     return {**weights, **said}
+
+
+def anybody(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_runs_at_the_same_time_come_to_the_same_bits_as_one_after_another(
@@ -72,7 +83,7 @@ def test_runs_at_the_same_time_come_to_the_same_bits_as_one_after_another(
     for name, jobs in (("after", "1"), ("beside", "3")):
         result = call(*words(cohort, tmp_path / name, "--jobs", jobs, **changes))
         assert result.exit_code == 1, "one arm diverges"
-        results.append(found(data_of(result)))
+        results.append(found(tmp_path / name, data_of(result)))
         assert "run 4 of 4: one, finetuned" in result.stderr
     after, beside = results
     assert beside == after
@@ -86,8 +97,9 @@ def test_runs_at_the_same_time_come_to_the_same_bits_as_one_after_another(
 def test_ctrl_c_ends_all_runs_and_the_same_command_goes_on_to_the_same_bits(
     cohort: Path, tmp_path: Path
 ) -> None:
-    changes: dict[str, Any] = {"arms": [{"name": "one", "width": 1}, {"name": "two", "width": 2}]}
-    changes["run"] = {"crop": 16, "spacing_mm": 8, "rounds": 40, "bias_correction": False, "bootstrap": 100}
+    arms = [{"name": "one", "width": 1}, {"name": "two", "width": 1, "lr": 0.001}]
+    changes: dict[str, Any] = {"arms": arms}
+    changes["run"] = {"crop": 16, "spacing_mm": 8, "rounds": 12, "bias_correction": False, "bootstrap": 100}
     undisturbed = call(*words(cohort, tmp_path / "undisturbed", **changes))
     assert undisturbed.exit_code == 0, undisturbed.stderr
     out, log = tmp_path / "study", tmp_path / "log"
@@ -100,23 +112,26 @@ def test_ctrl_c_ends_all_runs_and_the_same_command_goes_on_to_the_same_bits(
         )
     try:
         end = time.monotonic() + PATIENCE_S
-        while not all(len(read_rounds(folder / "rounds.jsonl")) > 1 for folder in folders):
+        while not all(read_rounds(folder / "rounds.jsonl") for folder in folders):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < end, log.read_text()
-            time.sleep(0.005)
+            time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
         assert process.wait(FEW_S) == 130, log.read_text()
-        with pytest.raises(ProcessLookupError):
-            os.killpg(process.pid, 0)
+        while anybody(process.pid):  # the last to go is what cleans up after Python's processes
+            assert time.monotonic() < end, "a process is left"
+            time.sleep(0.01)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert "Traceback" not in log.read_text()
-    assert [RunFolder(folder).read().status for folder in folders] == ["interrupted"] * 2
+    # One may have been done before the other had begun.
+    assert "interrupted" in (ends := {RunFolder(folder).read().status for folder in folders})
+    assert ends <= {"interrupted", "completed"}
     assert not (out / "results.json").exists()
-    again = call(*command)
+    again = call(*words(cohort, out, **changes))
     assert again.exit_code == 0, again.stderr
-    assert found(data_of(again)) == found(data_of(undisturbed))
+    assert found(out, data_of(again)) == found(out, data_of(undisturbed))
     assert bits(out) == bits(tmp_path / "undisturbed")
     assert json.loads((out / "results.json").read_text())["failed"] == {}

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from fedglioma.case import Finding
-from fedglioma.data.cohort import merge_cohorts, read_cohort
+from fedglioma.data.cohort import merge_cohorts, read_cohort, read_cohorts
 from fedglioma.data.manifest import read_participants
+from fedglioma.errors import DataError
 from tests.bad_cohorts import COLUMNS, ROWS, brain, write_cohort, write_table, write_volume
 
 NUMBER = "11010519491231002X"
@@ -135,35 +136,35 @@ def test_row_of_another_purpose_shuts_out_no_other_row_of_the_person(tmp_path: P
 
 
 @pytest.mark.parametrize("same", ["id", "number"])
-def test_row_of_another_purpose_does_not_shut_out_the_row_of_another_cohort(
-    tmp_path: Path, same: str
+@pytest.mark.parametrize("purpose", ["clinical", "none"])
+def test_purpose_that_excludes_a_row_shuts_out_no_row_of_another_cohort(
+    tmp_path: Path, same: str, purpose: str
 ) -> None:
-    one = cohort(tmp_path / "one", NUMBER, OTHER, "n/a", P1=("purpose", "clinical"))
+    """``none`` is also what a hospital writes that leaves a patient to another one (docs/data-manager.md)."""
+    one = cohort(tmp_path / "one", NUMBER, OTHER, "n/a", P1=("purpose", purpose))
     two = cohort(tmp_path / "two", NUMBER, "n/a", "n/a")
     again = ["P1"] if same == "id" else ["Q7", "Q8", "Q9"]
     if same == "number":
         renamed(two)
-    merged = merge_cohorts([read_cohort(folder, purpose="research") for folder in (one, two)])
+    merged = read_cohorts([one, two], purpose="research")
     assert patients(merged) == ["P2", "P3", *again]
     assert codes(merged.exclusions)[0] == ("P1", "consent")
     assert [case.purpose for case in merged.cases] == ["research"] * len(merged.cases)
 
 
-@pytest.mark.parametrize("same", ["id", "number"])
-@pytest.mark.parametrize("refusing", ["one", "two"])
-def test_refusal_counts_in_every_cohort(tmp_path: Path, same: str, refusing: str) -> None:
-    refusal = {refusing: {"P1": ("purpose", "none")}}
-    one = cohort(tmp_path / "one", NUMBER, OTHER, "n/a", **refusal.get("one", {}))
-    two = cohort(tmp_path / "two", NUMBER, "n/a", "n/a", **refusal.get("two", {}))
-    if same == "number":
-        renamed(two)
-    merged = merge_cohorts([read_cohort(folder) for folder in (one, two)])
-    assert not {"P1", "Q7"} & {*patients(merged)}
-    consent = [finding for finding in merged.exclusions if finding.code == "consent"]
-    assert {finding.patient for finding in consent} == {"P1", "P1" if same == "id" else "Q7"}
-    assert len(consent) == 2
-    assert f"row in cohort {refusing} forbids any use" in consent[1].message
-    assert NUMBER.lower() not in str(merged).lower()
+def test_cohort_for_another_purpose_adds_nobody_and_one_for_none_is_refused(tmp_path: Path) -> None:
+    everybody = {row[0]: ("purpose", "clinical") for row in ROWS}
+    clinical = cohort(tmp_path / "clinical", "n/a", "n/a", "n/a", **everybody)
+    research = renamed(cohort(tmp_path / "research", "n/a", "n/a", "n/a"))
+    both = read_cohorts([clinical, research], purpose="research")
+    assert patients(both) == ["Q7", "Q8", "Q9"]
+    assert codes(both.exclusions) == [(row[0], "consent") for row in ROWS]
+    with pytest.raises(DataError, match=r"no usable case is left \(3 consent\); P1: .* this is for research"):
+        read_cohorts([clinical], purpose="research")
+    nobody = {row[0]: ("purpose", "none") for row in ROWS}
+    refused = cohort(tmp_path / "refused", "n/a", "n/a", "n/a", **nobody)
+    with pytest.raises(DataError, match=r"refused: no usable case is left \(3 consent\)"):
+        read_cohorts([refused, research], purpose="research")
 
 
 @pytest.mark.parametrize("refused", ["BraTS-GLI-00005-000", "BraTS-GLI-00005-001"])
