@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
@@ -78,3 +79,9 @@ def write_cohorts(folder: Path, *, patients: int = 12, sites: Sequence[str] = ("
         text = f"site: {site}\ndata: ../data/{site}\nsmall_cell_limit: 1\nthreads: 1\n"
         (settings / f"{site}.yaml").write_text(text, encoding="utf-8")
     return settings
+
+
+def assert_matches(pattern: str, text: str) -> None:
+    """Fail unless the pattern is found in the text, showing both."""
+    with pytest.raises(ValueError, match=pattern):
+        raise ValueError(text)

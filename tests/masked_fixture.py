@@ -14,7 +14,6 @@ from fedglioma.privacy import masked_site
 from fedglioma.privacy.fixed_point import Part, Words
 from fedglioma.privacy.masked_server import MaskedSum
 from fedglioma.privacy.masked_state import SiteState, keep, kept
-from fedglioma.privacy.masked_unmask import ServerState
 from fedglioma.privacy.masked_wire import Session
 
 T = TypeVar("T", bound=BaseModel)
@@ -47,7 +46,7 @@ def node_keys(vectors: Mapping[str, Any]) -> dict[str, ec.EllipticCurvePrivateKe
 class Federation:
     """All sites and the server. What the server gets to see is in ``seen``; bodies go through JSON.
 
-    ``resumed``: the state of every site goes through JSON between any two steps, and so does the server's.
+    ``resumed``: the state of every site goes through JSON between any two steps.
     ``folder``: the sites' states are written to files there and read again.
     """
 
@@ -79,9 +78,6 @@ class Federation:
             state = again
         if self.resumed:
             state = SiteState.model_validate_json(state.model_dump_json())
-            self.server = MaskedSum.resumed(
-                ServerState.model_validate_json(self.server.state.model_dump_json()), self.server.sum
-            )
         self.states[name] = state
 
     def offer(self, name: str) -> None:

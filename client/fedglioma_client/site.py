@@ -16,7 +16,7 @@ from fedglioma.config.run import RunConfig
 from fedglioma.config.site import SiteConfig, load_site_config
 from fedglioma.data.cache import Cache
 from fedglioma.data.cache_identity import check_cache
-from fedglioma.data.cohort import consenting, read_cohort
+from fedglioma.data.cohort import CONSENT, read_cohort
 from fedglioma.data.plan import PLAN_KEY, SitePlan, load_plan, plan_path
 from fedglioma.data.prepare import PrepareSettings, prepare_cases
 from fedglioma.data.prepared import PreparedCase
@@ -118,13 +118,11 @@ def site_of(context: Context) -> str:
 def _real_site(path: Path, common: PrepareSettings, purpose: str) -> Site:
     config = load_site_config(path)
     layout = None if config.layout == "auto" else config.layout
-    read = read_cohort(config.data, layout=layout, secret=secret_of(config))
-    cohort = consenting(read, purpose)
-    if len(cohort.cases) < len(read.cases):
-        others = len(read.cases) - len(cohort.cases)
-        logger.warning("%d of %d patients did not agree to %s", others, len(read.cases), purpose)
+    cohort = read_cohort(config.data, layout=layout, secret=secret_of(config), purpose=purpose)
+    if others := sum(finding.code == CONSENT for finding in cohort.exclusions):
+        logger.warning("%d patients did not agree to %s", others, purpose)
     settings = common.model_copy(update={"brain_extractor": config.brain_extractor})
-    everybody = {case.patient for case in read.cases} | {finding.patient for finding in read.exclusions}
+    everybody = {case.patient for case in cohort.cases} | {finding.patient for finding in cohort.exclusions}
     check_cache(config.cache, everybody)
     prepared = prepare_cases(cohort.cases, settings, Cache(config.cache), workers=config.workers)
     check_cache(config.cache, everybody)

@@ -21,14 +21,13 @@ from pydantic import JsonValue, ValidationError
 from fedglioma.chain import AUDIT_FILE
 from fedglioma.config.privacy import PrivacyTerms
 from fedglioma.config.run import Payload
-from fedglioma.data.cohort import person_key
+from fedglioma.data.person import NUMBER, person_key, signs_of
 from fedglioma.errors import BudgetExhausted, PrivacyError
 from fedglioma.noise import KEY_BYTES
 from fedglioma.privacy.accounting import Mechanism, gaussian_equivalent
 from fedglioma.privacy.ledger import Ledger
 from fedglioma.privacy.ledger_entries import ReleaseKey, Reservation, member_tags
 from fedglioma.privacy.ledger_heads import read_audited
-from fedglioma.pseudonym import plain_id
 from fedglioma.weights import GROUPS, Packed, digest_of
 from fedglioma.wire import TrainReply, TrainRequest
 from fedglioma_client.budget import ledger_of, limit_of
@@ -274,15 +273,15 @@ def _tags(site: Site) -> tuple[str, ...]:
     Another time point of a person, or a new id with the same number, is not a new person to the ledger.
     """
     ids = {item.case.patient for item in site.cases}
-    numbers = {plain_id(item.case.linkage_id or "") for item in site.cases} - {""}
-    numbered = {f"{NUMBERED}{number}" for number in numbers}
-    return member_tags(secret_of(site.config), ids | _people(site) | numbered)
+    people = {
+        f"{NUMBERED}{sign.text}" if sign.kind == NUMBER else sign.text
+        for sign in signs_of(item.case for item in site.cases)
+    }
+    return member_tags(secret_of(site.config), ids | people)
 
 
 def _people(site: Site) -> set[str]:
-    # Case and Unicode form first: what tells a visit from a patient stands in the id as people write it.
-    ids = (plain_id(item.case.patient) or item.case.patient for item in site.cases)
-    return {person_key(one) for one in ids}
+    return {person_key(item.case.patient) for item in site.cases}
 
 
 def _run_name(run: str) -> str:

@@ -73,9 +73,13 @@ def require_whole(settings: "RunConfig") -> None:
 
 def idle_settings(settings: "RunConfig") -> list[str]:
     """Return the settings that were changed and that the run's kind of privacy has no use for."""
-    unused = {"none": _OF_NOISE + _OF_PATIENTS, "site": (), "central": _OF_PATIENTS}[settings.privacy]
     fields = type(settings).model_fields
-    return [name for name in unused if getattr(settings, name) != fields[name].default]
+    return [name for name in of_no_use(settings) if getattr(settings, name) != fields[name].default]
+
+
+def of_no_use(settings: "RunConfig") -> tuple[str, ...]:
+    """Return the settings that the run's kind of privacy has no use for."""
+    return {"none": _OF_NOISE + _OF_PATIENTS, "site": (), "central": _OF_PATIENTS}[settings.privacy]
 
 
 def _conflicts(settings: "RunConfig") -> Iterator[tuple[str, str]]:

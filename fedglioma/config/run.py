@@ -79,10 +79,11 @@ RECIPES: dict[str, dict[str, Any]] = {
 SGPNET_SHIFT = 10 / 144
 """How far a training image is moved at most, in edges of the cube; its paper names no range."""
 
-_OWN_SWITCHES: dict[str, tuple[str, ...]] = {
+OWN_SWITCHES: dict[str, tuple[str, ...]] = {
     "mdpnet": ("path2", "attention", "guide"),
     "sgpnet": ("targets",),
 }
+"""Settings of one network alone."""
 
 
 class RunConfig(Frozen):
@@ -352,7 +353,7 @@ class RunConfig(Frozen):
 
     @model_validator(mode="after")
     def _switches_belong_to_the_model(self) -> Self:
-        for model, names in _OWN_SWITCHES.items():
+        for model, names in OWN_SWITCHES.items():
             for name in names:
                 if self.model != model and getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name}: a switch of {model} only, this run trains {self.model}")
@@ -465,8 +466,16 @@ class RunConfig(Frozen):
 
     @property
     def common_scale(self) -> bool:
-        """Whether sites agree on one intensity scale; two of the papers' own preprocessings have none."""
-        return self.standardize == "federated" and self.preprocessing not in ("mdpnet", "sgpnet")
+        """Whether sites agree on one intensity scale."""
+        return self.standardize == "federated" and not self.own_intensities
+
+    @property
+    def own_intensities(self) -> bool:
+        """Whether the preparation is a paper's that says what becomes of intensities: no N4, no common scale.
+
+        Then ``bias_correction`` and ``standardize`` have no effect.
+        """
+        return self.preprocessing in ("mdpnet", "sgpnet")
 
     @property
     def task_weighting(self) -> Literal["uncertainty", "fixed"]:

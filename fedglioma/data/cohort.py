@@ -15,7 +15,7 @@ from typing import Final
 
 from fedglioma.case import Case, Finding
 from fedglioma.data.dicom_layout import find_images
-from fedglioma.data.layout import Found, PatientFiles, visit_of
+from fedglioma.data.layout import Found, PatientFiles
 from fedglioma.data.manifest import (
     TABLE_NAME,
     WHOLE_COHORT,
@@ -25,13 +25,16 @@ from fedglioma.data.manifest import (
     patient_key,
     read_participants,
 )
+from fedglioma.data.person import NUMBER, Sign, person_key, signs
 from fedglioma.data.smallfile import read_small
 from fedglioma.data.volume import VolumeError, check_volume
 from fedglioma.errors import DataError, NoUsableCase
-from fedglioma.pseudonym import SECRET_BYTES, plain_id
+from fedglioma.pseudonym import SECRET_BYTES
 from fedglioma.words import quoted
 
 DESCRIPTION_NAME: Final = "dataset_description.json"
+CONSENT: Final = "consent"
+"""The code of who was left out because of a purpose that the table names, or does not know."""
 _DESCRIPTION_BYTES: Final = 1 << 20
 
 
@@ -48,11 +51,20 @@ class Cohort:
     synthetic: bool
 
 
-def read_cohort(folder: Path, *, layout: str | None = None, secret: bytes | None = None) -> Cohort:
+def read_cohort(
+    folder: Path, *, layout: str | None = None, secret: bytes | None = None, purpose: str | None = None
+) -> Cohort:
     """Return the usable cases of a cohort folder, and every finding about the others.
 
-    ``secret`` is the site's (``pseudonym.py``): under it the ids in DICOM headers are compared. Without
-    one they are compared under a secret that is forgotten.
+    Parameters
+    ----------
+    secret : bytes, optional
+        The site's (``pseudonym.py``): under it the ids in DICOM headers are compared. Without one they are
+        compared under a secret that is forgotten.
+    purpose : str, optional
+        What the cases are for: rows whose consent names another purpose are exclusions, and shut out no other
+        row of the same person. A patient without a purpose in the table is the hospital's own responsibility,
+        and its policy's.
 
     Raises
     ------
@@ -61,10 +73,37 @@ def read_cohort(folder: Path, *, layout: str | None = None, secret: bytes | None
     DataError
         The folder, its table or its layout cannot be made out, or no usable case is left.
     """
+    cohort, _ = _read(folder, layout, secret, purpose)
+    _demand_cases(cohort)
+    return cohort
+
+
+def read_cohorts(folders: Sequence[Path], *, purpose: str) -> Cohort:
+    """Return several cohort folders as one, as ``read_cohort`` and ``merge_cohorts`` do.
+
+    One that could be used for another purpose only adds nobody, and its patients are exclusions.
+
+    Raises
+    ------
+    DataError
+        There is no folder, one cannot be made out or has no case that can be used for anything, or no usable
+        case is left of all.
+    """
+    cohorts = []
+    for folder in folders:
+        cohort, others = _read(folder, None, None, purpose)
+        if not others:
+            _demand_cases(cohort)
+        cohorts.append(cohort)
+    return merge_cohorts(cohorts)
+
+
+def _read(folder: Path, layout: str | None, secret: bytes | None, purpose: str | None) -> tuple[Cohort, int]:
+    """Return a cohort, perhaps without a case, and how many rows are for another purpose."""
     folder = folder.absolute()
     name = folder.resolve().name
     found = find_images(folder, layout, secret or secrets.token_bytes(SECRET_BYTES))
-    reading = _Reading(found, read_participants(folder / TABLE_NAME, site=name), name)
+    reading = _Reading(found, read_participants(folder / TABLE_NAME, site=name), name, purpose)
     synthetic = reading.is_synthetic(folder)
     for participant in reading.table.participants:
         reading.read(participant)
@@ -78,34 +117,7 @@ def read_cohort(folder: Path, *, layout: str | None = None, secret: bytes | None
         warnings=tuple(reading.warnings),
         synthetic=synthetic,
     )
-    _demand_cases(cohort)
-    return cohort
-
-
-def consenting(cohort: Cohort, purpose: str) -> Cohort:
-    """Return a cohort without the patients whose consent names another purpose; they are exclusions.
-
-    A patient without a purpose in the table is the hospital's own responsibility, and its policy's.
-
-    Raises
-    ------
-    DataError
-        No case is left.
-    """
-    agreed = tuple(case for case in cohort.cases if case.purpose in (None, purpose))
-    others = [case for case in cohort.cases if case.purpose not in (None, purpose)]
-    findings = tuple(
-        Finding(
-            patient=case.patient,
-            site=case.site,
-            code="consent",
-            message=f"purpose is {case.purpose!r}, this is for {purpose}: the patient did not agree to it",
-        )
-        for case in others
-    )
-    allowed = replace(cohort, cases=agreed, exclusions=(*cohort.exclusions, *findings))
-    _demand_cases(allowed)
-    return allowed
+    return cohort, reading.others
 
 
 def is_synthetic(folder: Path) -> bool:
@@ -127,10 +139,11 @@ def is_synthetic(folder: Path) -> bool:
 
 
 def merge_cohorts(cohorts: Sequence[Cohort]) -> Cohort:
-    """Return several cohorts as one; of a patient who is in two, the later case is excluded.
+    """Return several cohorts as one; of a person who is in two (``person.py``), the later case is excluded.
 
-    A patient is known again by the id and, under two ids, by the person's number. Folder and layout are
-    the first cohort's; one synthetic cohort makes the whole synthetic.
+    A row that another cohort excluded, by its purpose or otherwise, shuts out nobody: of a patient at two
+    hospitals the one that does not keep the patient writes ``none``. Folder and layout are the first
+    cohort's; one synthetic cohort makes the whole synthetic.
 
     Raises
     ------
@@ -141,14 +154,15 @@ def merge_cohorts(cohorts: Sequence[Cohort]) -> Cohort:
         raise DataError("no cohort: name at least one folder")
     cases: list[Case] = []
     doubled: list[Finding] = []
-    known: dict[tuple[str, str], tuple[Case, str]] = {}
+    known: dict[Sign, tuple[Case, str]] = {}
     for cohort in cohorts:
         for case in cohort.cases:
-            signs = [sign for sign in _signs(case) if sign in known]
-            first, home = known[signs[0]] if signs else (case, cohort.name)
-            for sign in _signs(case):
+            own = signs(case.patient, case.linkage_id)
+            seen = [sign for sign in own if sign in known]
+            first, home = known[seen[0]] if seen else (case, cohort.name)
+            for sign in own:
                 known.setdefault(sign, (first, home))
-            if signs:
+            if seen:
                 doubled.append(_doubled(case, first, home))
             else:
                 cases.append(case)
@@ -164,12 +178,6 @@ def merge_cohorts(cohorts: Sequence[Cohort]) -> Cohort:
     return merged
 
 
-def _signs(case: Case) -> list[tuple[str, str]]:
-    """Return what tells that two cases are of one person: the id, and the person's number if it is known."""
-    number = plain_id(case.linkage_id or "")
-    return [("id", person_key(case.patient)), *([("number", number)] if number else [])]
-
-
 def _doubled(case: Case, first: Case, home: str) -> Finding:
     """Return why a case of a later cohort is left out."""
     if person_key(case.patient) == person_key(first.patient):
@@ -180,11 +188,6 @@ def _doubled(case: Case, first: Case, home: str) -> Finding:
     else:
         code, reason = "same_person", _two_ids(first.patient, f"only the case of cohort {home} counts")
     return Finding(patient=case.patient, site=case.site, code=code, message=reason)
-
-
-def person_key(patient: str) -> str:
-    """Return what every spelling and every time point of one person's id share."""
-    return patient_key(visit_of(bare_id(patient))[0])
 
 
 def _demand_cases(cohort: Cohort) -> None:
@@ -200,13 +203,16 @@ def _demand_cases(cohort: Cohort) -> None:
 class _Reading:
     """One cohort being read: what is known so far."""
 
-    def __init__(self, found: Found, table: Table, site: str) -> None:
+    def __init__(self, found: Found, table: Table, site: str, purpose: str | None) -> None:
         self.layout = found.layout
         self.table = table
         self.site = site
+        self.purpose = purpose
+        self.others = 0
+        self.refused = {sign for row in table.refused for sign in signs(*row)}
         self.unread = {files.folder: files for files in found.patients}
         self.people: set[str] = set()
-        self.numbers: dict[str, str] = {}
+        self.numbers: dict[Sign, str] = {}
         self.cases: list[Case] = []
         self.exclusions = list(table.exclusions)
         self.warnings = list(table.warnings)
@@ -224,6 +230,8 @@ class _Reading:
         """Turn a row into a case or an exclusion."""
         person = person_key(row.patient)
         files = self._take(row)
+        if not self._agreed(row):
+            return
         if person in self.people:
             self._exclude(
                 row, "second_visit", "another time point of a patient already read; the first one counts"
@@ -247,14 +255,28 @@ class _Reading:
         else:
             self._admit(row, files)
 
+    def _agreed(self, row: Participant) -> bool:
+        """Return whether the person agreed to what the cases are for; who did not is an exclusion."""
+        if self.refused.intersection(signs(row.patient, row.linkage_id)):
+            reason = f"{TABLE_NAME}: another row of the same person forbids any use of the patient's data"
+            self._exclude(row, CONSENT, reason)
+            return False
+        if self.purpose is None or row.purpose in (None, self.purpose):
+            return True
+        reason = f"purpose is {row.purpose!r}, this is for {self.purpose}: the patient did not agree to it"
+        self._exclude(row, CONSENT, reason)
+        self.others += 1
+        return False
+
     def name_unlisted(self) -> None:
         """Exclude the folders with images that no row speaks of."""
-        listed = {person_key(finding.patient) for finding in self.table.exclusions}
+        listed = {patient_key(finding.patient) for finding in self.table.exclusions}
+        read = self.people | {person_key(f.patient) for f in self.exclusions if f.code == CONSENT}
         for files in self.unread.values():
             patient = bare_id(files.folder)
-            if not files.found or patient_key(patient) in listed:
+            if not files.found or listed.intersection((patient_key(patient), person_key(patient))):
                 continue
-            if person_key(patient) in self.people:
+            if person_key(patient) in read:
                 code, reason = (
                     "second_visit",
                     "another time point of a patient already read; the first one counts",
@@ -274,8 +296,8 @@ class _Reading:
 
     def _first_of(self, row: Participant) -> str:
         """Return under which id the row's person was admitted, the row's own where it is the first."""
-        number = plain_id(row.linkage_id or "")
-        return self.numbers.setdefault(number, row.patient) if number else row.patient
+        numbers = [sign for sign in signs(row.patient, row.linkage_id) if sign.kind == NUMBER]
+        return self.numbers.setdefault(numbers[0], row.patient) if numbers else row.patient
 
     def _admit(self, row: Participant, files: PatientFiles) -> None:
         for code, reason in files.remarks:

@@ -8,7 +8,7 @@ all is a ``DataError``.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -61,11 +61,15 @@ class Participant(Frozen):
 
 @dataclass(frozen=True)
 class Table:
-    """The usable rows in the table's order, and what was found wrong with the others."""
+    """The usable rows in the table's order, and what was found wrong with the others.
+
+    ``refused`` has the id and the person's number of each row that forbids any use of the person's data.
+    """
 
     participants: tuple[Participant, ...]
     exclusions: tuple[Finding, ...]
     warnings: tuple[Finding, ...]
+    refused: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
 
 class _Illegal(ValueError):
@@ -123,7 +127,7 @@ def read_participants(path: Path, *, site: str | None = None) -> Table:
             )
             participant = None
         # A refusal counts from whichever row it stands in.
-        if any(finding.code == "consent" for finding in row.exclusions):
+        if row.refuses:
             withheld.add(key)
             refused.setdefault(row.person, number)
         rows.append((row, participant))
@@ -140,6 +144,7 @@ def read_participants(path: Path, *, site: str | None = None) -> Table:
         tuple(allowed),
         tuple(finding for row, _ in rows for finding in row.exclusions),
         (*warnings, *(finding for row, _ in rows for finding in row.warnings)),
+        tuple((row.patient, row.person) for row, _ in rows if row.refuses),
     )
 
 
@@ -214,6 +219,11 @@ class _Row:
         """What all spellings of the person's number share; empty without one. It is never told."""
         text = self.cells.get("linkage_id", "")
         return plain_id(text) if _LEAST_NUMBER <= len(text) <= _MAX_WORD and text.isprintable() else ""
+
+    @property
+    def refuses(self) -> bool:
+        """Whether the row, or another of the same person, forbids any use of the person's data."""
+        return any(finding.code == "consent" for finding in self.exclusions)
 
     def exclude(self, code: str, reason: str) -> None:
         self.exclusions.append(self._finding(code, reason))

@@ -60,10 +60,10 @@ def _start_worker() -> None:
     """Leave Ctrl-C to the parent, one core to this process, and the world with the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End this process when its parent was killed: nobody else would."""
     parent = multiprocessing.parent_process()
     if parent is not None:

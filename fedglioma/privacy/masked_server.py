@@ -10,7 +10,7 @@ from collections.abc import Container
 
 import numpy as np
 
-from fedglioma.errors import AggregationError, ProtocolError, QuorumError
+from fedglioma.errors import ProtocolError, QuorumError
 from fedglioma.privacy import shamir
 from fedglioma.privacy.fixed_point import Words
 from fedglioma.privacy.key_agreement import is_usable
@@ -35,27 +35,12 @@ class MaskedSum:
     The phases follow each other: ``add_offer`` until ``roster`` is called, ``add_shares`` until ``inbox``,
     ``add_vector`` until ``survivors``, then ``add_consent``, ``request``, ``add_revealed`` and ``total``.
     Whoever is missing when a phase ends is left out, and the sum goes on as long as there are enough.
-    ``state`` and ``sum`` may be saved between any two calls, and given to a new object.
+    It lives as long as its process: a run that is resumed begins the round's sum anew, with new keys.
     """
 
     def __init__(self, session: Session) -> None:
         self.state = ServerState(session=session)
         self.sum: Words = np.zeros(session.length, np.uint32)
-
-    @classmethod
-    def resumed(cls, state: ServerState, total: Words) -> "MaskedSum":
-        """Return the sum as it was saved.
-
-        Raises
-        ------
-        AggregationError
-            The vector is not of this session.
-        """
-        if total.dtype != np.uint32 or total.shape != (state.session.length,):
-            raise AggregationError("secure sum: the saved vector is not of this sum; begin anew")
-        self = cls.__new__(cls)
-        self.state, self.sum = state, total.copy()
-        return self
 
     def add_offer(self, offer: KeyOffer) -> None:
         """Take a site's keys.

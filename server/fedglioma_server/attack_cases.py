@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from fedglioma.case import Case, Finding, Task
+from fedglioma.case import Finding, Task
 from fedglioma.console import progress
 from fedglioma.counts import has_target
 from fedglioma.data.cache import Cache
-from fedglioma.data.cohort import Cohort, merge_cohorts, person_key, read_cohort
+from fedglioma.data.cohort import Cohort, merge_cohorts, read_cohort
+from fedglioma.data.person import signs, signs_of
 from fedglioma.data.plan import load_plan
 from fedglioma.data.prepare import PrepareSettings, prepare_cases
 from fedglioma.data.prepared import PreparedCase
@@ -146,16 +147,14 @@ def patient_keys(cases: Sequence[PreparedCase]) -> list[str]:
 
 
 def _demand_apart(inside: Cohort, outside: Cohort) -> None:
-    both = _people(inside.cases) & _people(outside.cases)
+    known = signs_of(inside.cases)
+    both = sum(not known.isdisjoint(signs(case.patient, case.linkage_id)) for case in outside.cases)
     if both:
         raise ConfigError(
-            f"--members and --cohort: {len(both)} patients are in both, and a patient was trained on or was "
-            "not; take them out of one of the two, or rename them if they are other people"
+            f"--members and --cohort: {both} patients are in both, by id or linkage_id, and a patient was "
+            "trained on or was not; take them out of one of the two, or rename them, or correct linkage_id, "
+            "if they are other people"
         )
-
-
-def _people(cases: Sequence[Case]) -> set[str]:
-    return {person_key(case.patient) for case in cases}
 
 
 def _images(cases: Sequence[PreparedCase]) -> set[str]:

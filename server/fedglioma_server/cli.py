@@ -135,6 +135,9 @@ def simulate(
     study_size: Annotated[
         str | None, typer.Option(help="size of the study instead of the one in its file", metavar="SIZE")
     ] = None,
+    jobs: Annotated[
+        int, typer.Option(help="runs of the study at a time; they share the cores", min=1, max=MOST_PROCESSES)
+    ] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be run, and stop")] = False,
     output: Format = OutputFormat.TEXT,
     log_level: LogLevel = "INFO",
@@ -150,6 +153,8 @@ def simulate(
 
         if study is None and study_size is not None:
             raise ConfigError(f"--study-size {study_size}: is the size of a --study FILE; give both")
+        if study is None and jobs > 1:
+            raise ConfigError(f"--jobs {jobs}: runs of a --study FILE at a time; give both")
         request = Request(
             given=settings,
             config=config,
@@ -177,7 +182,7 @@ def simulate(
             if dry_run:
                 emit(*run_study.dry(request, study, study_size), output)
             else:
-                data, text, failure = run_study.run(request, study, study_size)
+                data, text, failure = run_study.run(request, study, study_size, jobs)
                 emit_judged(data, text, output, failure)
             return
         data, text = dry(request) if dry_run else run(request)

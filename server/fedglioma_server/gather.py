@@ -16,7 +16,8 @@ from pathlib import Path
 from fedglioma.case import Case, Finding
 from fedglioma.config.privacy import LARGEST_DELTA
 from fedglioma.config.site import SMALL_CELL_LIMIT, PrivacyLimits, SiteConfig, load_site_config, site_name
-from fedglioma.data.cohort import Cohort, consenting, merge_cohorts, person_key, read_cohort
+from fedglioma.data.cohort import Cohort, read_cohort, read_cohorts
+from fedglioma.data.person import NUMBER, Sign, signs
 from fedglioma.errors import ConfigError, DataError
 from fedglioma.words import cell, without_quoted
 from fedglioma_server.device import usable_device
@@ -90,7 +91,7 @@ def gather(
         raise ConfigError(
             "nothing to simulate on: give --cohort DIR, --synthetic N, or --sites with settings files"
         )
-    cohort = consenting(merge_cohorts([read_cohort(folder) for folder in folders]), purpose)
+    cohort = read_cohorts(folders, purpose=purpose)
     names = tuple(folder.resolve().name for folder in folders)
     groups = _divide(cohort, spec)
     hospitals = tuple(
@@ -150,8 +151,8 @@ def _from_settings(files: Sequence[Path], defaults: SiteDefaults, purpose: str) 
             raise ConfigError(f"{path}: site {config.site} has a second settings file")
         seen.add(config.site)
         usable_device(config.device, f"{path}: device:")
-        read = read_cohort(config.data, layout=None if config.layout == "auto" else config.layout)
-        cohort = consenting(read, purpose)
+        layout = None if config.layout == "auto" else config.layout
+        cohort = read_cohort(config.data, layout=layout, purpose=purpose)
         cases = tuple(case.model_copy(update={"site": config.site}) for case in cohort.cases)
         hospitals.append(Hospital(config.model_copy(update={"cache": defaults.cache}), cases))
         exclusions += [finding.model_copy(update={"site": config.site}) for finding in cohort.exclusions]
@@ -163,15 +164,18 @@ def _from_settings(files: Sequence[Path], defaults: SiteDefaults, purpose: str) 
 
 
 def _require_distinct(hospitals: Sequence[Hospital]) -> None:
-    owners: dict[str, str] = {}
+    owners: dict[Sign, str] = {}
     for hospital in hospitals:
         for case in hospital.cases:
-            other = owners.setdefault(person_key(case.patient), hospital.config.site)
-            if other != hospital.config.site:
-                raise DataError(
-                    f"{hospital.config.site} and {other} hold a patient of the same id: a patient in two "
-                    "hospitals could be trained on and held out at once; rename or remove one"
-                )
+            for sign in signs(case.patient, case.linkage_id):
+                other = owners.setdefault(sign, hospital.config.site)
+                if other != hospital.config.site:
+                    what = "linkage_id" if sign.kind == NUMBER else "id"
+                    raise DataError(
+                        f"{hospital.config.site} and {other} hold a patient of the same {what}: a patient in "
+                        "two hospitals could be trained on and held out at once; remove one, or correct the "
+                        f"{what} if they are two people"
+                    )
 
 
 def _divide(cohort: Cohort, spec: str | None) -> dict[str, list[Case]]:

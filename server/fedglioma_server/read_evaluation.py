@@ -7,7 +7,7 @@ from fedglioma.config.run import RunConfig
 from fedglioma.config.site import site_name
 from fedglioma.console import Progress, silent
 from fedglioma.data.cache import Cache
-from fedglioma.data.cohort import consenting, merge_cohorts, read_cohort
+from fedglioma.data.cohort import read_cohorts
 from fedglioma.data.prepare import PrepareSettings, prepare_cases
 from fedglioma.data.prepared import PreparedCase
 from fedglioma.data.split import Split, assign_split
@@ -36,7 +36,7 @@ def read_evaluation(
     shares = settings.selection + settings.report
     if shares == 0:
         raise ConfigError("cohorts: selection and report are both 0; give the patients something to do")
-    cohort = consenting(merge_cohorts([read_cohort(folder) for folder in folders]), settings.purpose)
+    cohort = read_cohorts(folders, purpose=settings.purpose)
     cases = [case.model_copy(update={"site": site_name(case.site)}) for case in cohort.cases]
     prepared = prepare_cases(
         cases,

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from fedglioma.case import CLASS_TITLES, GENE_TITLES, GENES, Task
+from fedglioma.config.effect import without_effect
 from fedglioma.config.run import RunConfig
 from fedglioma.counts import shown_cells
 from fedglioma_server import report_text as words
@@ -244,8 +245,8 @@ def site_summary_table(rounds: Sequence[RoundRecord]) -> Table:
 
 
 def settings_table(settings: RunConfig) -> Table:
-    """Return every setting with its value and its meaning."""
-    values = settings.model_dump()
+    """Return every setting that has an effect in this run, with its value and its meaning."""
+    values, idle = settings.model_dump(), without_effect(settings)
     rows = tuple(
         Row(
             (
@@ -255,9 +256,15 @@ def settings_table(settings: RunConfig) -> Table:
             )
         )
         for name, info in RunConfig.model_fields.items()
+        if name not in idle
     )
     return Table(
-        "Settings of the run", ("Setting", "Value", "Meaning"), rows, words=frozenset({0, 1, 2}), fold=True
+        "Settings of the run",
+        ("Setting", "Value", "Meaning"),
+        rows,
+        words=frozenset({0, 1, 2}),
+        remark="Settings that this run has no use for are left out; run.json has all of them.",
+        fold=True,
     )
 
 

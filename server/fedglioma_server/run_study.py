@@ -28,28 +28,31 @@ OURS = ("cohort", "cache", "runs", "figures", RESULTS, "report.html", "table.md"
 Result = tuple[dict[str, Any], str, FedGliomaError | None]
 
 
-def run(request: Request, path: Path, size: str | None) -> Result:
-    """Run what is missing of a study and return its table; an error where some of its runs failed."""
+def run(request: Request, path: Path, size: str | None, jobs: int = 1) -> Result:
+    """Run what is missing of a study and return its table; an error where some of its runs failed.
+
+    ``jobs`` runs are made at a time; where no threads were asked for, they share the processor's cores.
+    """
     study = read_study(path, size)
+    if jobs > 1 and not request.threads:
+        request = replace(request, threads=max(1, simulate.default_threads() // jobs))
     out = request.out or STUDIES / path.stem
     _require_ours(out)
     with _locked(out):
-        return _run(request, study, out)
+        return _run(request, study, out, jobs)
 
 
-def _run(request: Request, study: Study, out: Path) -> Result:
-    asked = _study_run(request, study, out, out)
+def _run(request: Request, study: Study, out: Path, jobs: int) -> Result:
+    asked = replace(_study_run(request, study, out, out), jobs=jobs)
     require_same_study(asked)
     with progress("prepare", unit="cases") as shown:
         prepared = prepare_study(asked, shown)
     with progress("study", unit="runs") as shown:
 
         def told(cell: Cell, number: int, total: int) -> None:
-            shown(number - 1, total)
             human().print(f"run {number} of {total}: {cell.words}", markup=False, highlight=False)
 
-        result = run_study(asked, prepared, told)
-        shown(result.runs, result.runs)
+        result = run_study(asked, prepared, told, shown)
     report = write_study_report(out)
     text = f"{summary_text(result)}\nresearch use only, not a medical device\nreport: {report}"
     data = {"folder": str(out), "report": str(report), "result": result.model_dump(mode="json")}

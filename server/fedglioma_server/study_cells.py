@@ -22,7 +22,7 @@ from fedglioma.data.split import Split, assign_split
 from fedglioma.errors import ConfigError
 from fedglioma.training.released import networks_apart
 from fedglioma_server.spending import with_noise
-from fedglioma_server.study_file import MOST_CELLS, Arm, Divisions, Protocol, Study
+from fedglioma_server.study_file import MOST_CELLS, Arm, Divisions, Protocol, Study, answers
 
 POOLED = "pooled"
 """The one site of a centralised run: all hospitals' training patients in one place."""
@@ -132,6 +132,16 @@ def _require_tasks(study: Study, cells: Sequence[Cell]) -> None:
     for name in study.measures:
         if Task(name.partition(".")[0]) not in tasks:
             raise ConfigError(f"{study.file}: measures: {name}: no arm is asked that")
+    if "baselines" not in study.model_fields_set:
+        return
+    measured = {Task(name.partition(".")[0]) for name in study.measures} or tasks
+    for baseline in study.baselines:
+        if measured.isdisjoint(answers(baseline)):
+            what = "Dice" if baseline == "threshold" else "a marker"
+            raise ConfigError(
+                f"{study.file}: baselines: {baseline}: it is a row of {what}, and the study measures none; "
+                "leave it out"
+            )
 
 
 def _require_one_preparation(study: Study, cells: Sequence[Cell]) -> None:

@@ -27,6 +27,11 @@ _SLUG = re.compile(r"[^a-z0-9]+")
 _SEEDS = "seeds stand in 'seeds: [1, 2]', and each row is trained with every one of them"
 
 
+def answers(baseline: Baseline) -> tuple[Task, ...]:
+    """Return the tasks of which a row that needs no network can say something."""
+    return (Task.SEGMENTATION,) if baseline == "threshold" else tuple(Task(gene) for gene in Gene)
+
+
 class Data(Frozen):
     """Whose patients: cohort folders (relative to the study's file), or so many made-up ones."""
 

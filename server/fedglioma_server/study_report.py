@@ -31,6 +31,7 @@ from fedglioma_server.study_words import (
 )
 
 SYNTHETIC_STAMP = "SYNTHETIC DATA"
+ABSENT = "Rows that could not be computed"
 GUESSING = {"auc": 0.5}
 
 
@@ -53,6 +54,7 @@ def write_study_report(folder: Path) -> Path:
         published=[_published_table(result, place) for place in range(len(result.published))],
         figures=drawn,
         failed=sorted(result.failed.items()),
+        absent=list(result.absent.items()),
     )
     write_text(folder / "table.md", markdown(result))
     write_text(folder / "table.csv", csv_text(result))
@@ -257,6 +259,8 @@ def markdown(result: StudyResult) -> str:
     published = [_published_table(result, place) for place in range(len(result.published))]
     for table in (*_main_tables(result), *_gain_tables(result), *published):
         parts += ["", f"## {table.title}", "", *_markdown_rows(table), "", table.remark]
+    if result.absent:
+        parts += ["", f"## {ABSENT}", "", *(f"- {row}: {why}" for row, why in result.absent.items())]
     if result.failed:
         parts += ["", "## Failed runs", "", *(f"- {run}: {why}" for run, why in result.failed.items())]
     return "\n".join(parts) + "\n\nResearch use only, not a medical device.\n"
@@ -310,5 +314,6 @@ def summary_text(result: StudyResult) -> str:
                 compared = compared_text(entry)
                 row = f"  {row_title(line, result):<44} {interval_text(entry.value):<20} {compared}"
                 lines.append(row.rstrip())
+    lines += [f"not computed: {row}: {why}" for row, why in result.absent.items()]
     lines += [f"failed: {run}: {why}" for run, why in result.failed.items()]
     return "\n".join(lines)

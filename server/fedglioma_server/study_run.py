@@ -10,7 +10,9 @@ from typing import Any
 from fedglioma.case import GENES, Case, Task
 from fedglioma.console import Progress, silent
 from fedglioma.counts import without_few
+from fedglioma.data.folds import Division
 from fedglioma.data.prepare import Prepared, PrepareSettings
+from fedglioma.data.prepared import PreparedCase
 from fedglioma.errors import FedGliomaError
 from fedglioma.metrics.genotype import MIN_PATIENTS, MIN_RARER
 from fedglioma.training.learner import parameter_count
@@ -19,9 +21,10 @@ from fedglioma_server.gather import Gathering, Hospital
 from fedglioma_server.records import PrivacyRecord, read_json, write_json
 from fedglioma_server.runfolder import RunFolder, now
 from fedglioma_server.samerun import require_same_settings
-from fedglioma_server.study_baselines import TITLES, add_baselines
+from fedglioma_server.study_baselines import TITLES, absent_baselines, absent_text, add_baselines
 from fedglioma_server.study_cells import POOLED, Cell, divide, expand
 from fedglioma_server.study_file import Study
+from fedglioma_server.study_jobs import run_apart
 from fedglioma_server.study_results import Known, RowName
 from fedglioma_server.study_small_cells import passed_on
 from fedglioma_server.study_table import (
@@ -50,6 +53,7 @@ class StudyRun:
     threads: int = 0
     device: str = "cpu"
     command: str = ""
+    jobs: int = 1
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -68,11 +72,13 @@ def run_study(
     request: StudyRun,
     prepared: PreparedWays,
     told: Told = lambda _cell, _number, _all: None,
+    progress: Progress = silent,
 ) -> StudyResult:
     """Run what is missing of a study, measure, and return what was found; ``results.json`` has the same.
 
     ``prepared`` is what ``prepare_study`` returned. A run that fails leaves its arm out of the table, with
-    the reason; the others go on. Runs that are complete are not repeated.
+    the reason; the others go on. Runs that are complete are not repeated. What is found does not depend on
+    how many runs are made at a time, with the same number of threads each. ``progress`` counts runs.
 
     Raises
     ------
@@ -82,6 +88,20 @@ def run_study(
         No case can be used.
     """
     cells = request.cells
+    for row, why in _absent(request, cells, prepared).items():
+        logger.warning("%s: cannot be computed: %s", row, why)
+    progress(0, len(cells))
+    make = _make_apart if request.jobs > 1 else _make
+    failed = make(request, cells, prepared, told, progress)
+    result = passed_on(collect(request, cells, prepared, failed))
+    write_json(request.out / RESULTS, result)
+    return result
+
+
+def _make(
+    request: StudyRun, cells: Sequence[Cell], prepared: PreparedWays, told: Told, progress: Progress
+) -> dict[str, str]:
+    """Make the runs one after another, and return why some failed."""
     failed: dict[str, str] = {}
     for number, cell in enumerate(cells, start=1):
         told(cell, number, len(cells))
@@ -90,9 +110,38 @@ def run_study(
         except FedGliomaError as error:
             logger.warning("%s: %s", cell.words, error)
             failed[cell.words] = str(error)
-    result = passed_on(collect(request, cells, prepared, failed))
-    write_json(request.out / RESULTS, result)
-    return result
+        progress(number, len(cells))
+    return failed
+
+
+def _make_apart(
+    request: StudyRun, cells: Sequence[Cell], prepared: PreparedWays, told: Told, progress: Progress
+) -> dict[str, str]:
+    """Make several runs at a time, those that go on from another's model after all others."""
+    done, begun, failed = 0, 0, dict[str, str]()
+
+    def ended() -> None:
+        nonlocal done
+        done += 1
+        progress(done, len(cells))
+
+    for goes_on in (False, True):
+        these = [cell for cell in cells if (cell.starts_from(request.out) is not None) == goes_on]
+
+        def began(place: int, these: Sequence[Cell] = these) -> None:
+            nonlocal begun
+            begun += 1
+            told(these[place], begun, len(cells))
+
+        tasks = [(request, cell, prepared[PrepareSettings.of(cell.settings)]) for cell in these]
+        names = [cell.words for cell in these]
+        why = run_apart(_run_one, tasks, names, jobs=request.jobs, began=began, ended=ended)
+        failed |= {names[place]: text for place, text in why.items()}
+    return {cell.words: failed[cell.words] for cell in cells if cell.words in failed}
+
+
+def _run_one(task: tuple[StudyRun, Cell, Prepared]) -> None:
+    _run(*task)
 
 
 def require_same_study(request: StudyRun) -> None:
@@ -209,22 +258,19 @@ def collect(
     known, site_of = Known(), {case.patient: case.site for case in request.gathering.cases}
     complete = [cell for cell in cells if cell.words not in failed]
     broken = {RowName(cell.arm.name, cell.protocol) for cell in cells if cell.words in failed}
-    tasks: dict[Task, None] = {}
+    tasks = _tasks(complete)
     for cell in complete:
-        tasks |= dict.fromkeys(cell.settings.tasks)
         if RowName(cell.arm.name, cell.protocol) not in broken:
             known.take(cell, request.out, site_of)
     order = [RowName(arm.name, protocol) for arm in study.arms for protocol in study.protocols]
     order = [row for row in order if row in known.rows]
     settings = cells[0].settings
-    if known.rows:
-        # The threshold's Dice must be of the same outlines as the networks'.
-        drawn = next((cell.settings for cell in cells if Task.SEGMENTATION in cell.settings.tasks), settings)
-        cases = prepared[PrepareSettings.of(drawn)].cases
-        divisions = divide(study.divisions, request.gathering.cases, settings)
-        add_baselines(known, study.baselines, divisions, cases, study.seeds, list(tasks))
-    order += [RowName(TITLES[name]) for name in study.baselines if RowName(TITLES[name]) in known.rows]
     measures = measures_of(study, tasks)
+    absent: dict[str, str] = {}
+    if known.rows:
+        divisions, cases = _for_baselines(request, cells, prepared)
+        absent = add_baselines(known, study.baselines, divisions, cases, study.seeds, _measured(measures))
+    order += [RowName(TITLES[name]) for name in study.baselines if RowName(TITLES[name]) in known.rows]
     reference = RowName(study.compared_with, study.protocols[0])
     entries = table_of(known, measures, order, reference, study.seeds, resamples=settings.bootstrap)
     sizes = {cell.arm.name: parameter_count(cell.settings) for cell in cells}
@@ -245,6 +291,7 @@ def collect(
         settings={name: str(value) for name, value in {**study.run, **request.given}.items()},
         runs=len(cells),
         failed=dict(failed),
+        absent=absent,
         reference=(reference.arm, reference.protocol),
         measures=measures,
         lines=[
@@ -261,3 +308,29 @@ def collect(
         published=list(study.published),
         versions={name: version(name) for name in ("fedglioma", "torch")},
     )
+
+
+def _for_baselines(
+    request: StudyRun, cells: Sequence[Cell], prepared: PreparedWays
+) -> tuple[tuple[Division, ...], tuple[PreparedCase, ...]]:
+    """Return the divisions, and the cases on the images from which rows without a network are made."""
+    first = cells[0].settings
+    # The threshold's Dice must be of the same outlines as the networks'.
+    drawn = next((cell.settings for cell in cells if Task.SEGMENTATION in cell.settings.tasks), first)
+    divisions = divide(request.study.divisions, request.gathering.cases, first)
+    return divisions, prepared[PrepareSettings.of(drawn)].cases
+
+
+def _absent(request: StudyRun, cells: Sequence[Cell], prepared: PreparedWays) -> dict[str, str]:
+    """Return what cannot be computed without a network, before anything is trained."""
+    divisions, cases = _for_baselines(request, cells, prepared)
+    tasks = _measured(measures_of(request.study, _tasks(cells)))
+    return absent_text(absent_baselines(request.study.baselines, divisions, cases, tasks))
+
+
+def _tasks(cells: Sequence[Cell]) -> list[Task]:
+    return list(dict.fromkeys(task for cell in cells for task in cell.settings.tasks))
+
+
+def _measured(measures: Sequence[str]) -> list[Task]:
+    return list(dict.fromkeys(Task(name.partition(".")[0]) for name in measures))

@@ -71,6 +71,9 @@ class StudyResult(Frozen):
     settings: dict[str, str] = Field(default={}, description="run settings of every row")
     runs: int
     failed: dict[str, str] = Field(default={}, description="run -> why it failed")
+    absent: dict[str, str] = Field(
+        default={}, description="row that needs no network, and task -> why it could not be computed"
+    )
     reference: tuple[str, str] = Field(description="arm and protocol that the others are compared with")
     measures: list[str]
     lines: list[Line]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import Result
 from typer.testing import CliRunner
 
 from fedglioma.data.synthetic_cohort import synthesize
@@ -30,11 +31,16 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(cohort: Path, out: Path, study: Path, *options: str) -> tuple[int, dict[str, Any]]:
+    result = called(cohort, out, study, *options)
+    return result.exit_code, json.loads(result.stdout)["data"]
+
+
+def called(cohort: Path, out: Path, study: Path, *options: str) -> Result:
     words = ["simulate", "--study", str(study), "--cohort", str(cohort), "--out", str(out)]
     words += ["--cache", str(cohort.parent / "cache"), "--small-cell-limit", "1", "--format", "json"]
     result = CliRunner().invoke(app, [*words, "--log-level", "WARNING", "--workers", "1", *options])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.output
-    return result.exit_code, json.loads(result.stdout)["data"]
+    return result
 
 
 @pytest.mark.slow
@@ -129,6 +135,33 @@ def test_run_that_fails_leaves_its_row_out_and_is_named(cohort: Path, tmp_path: 
     assert all("wild" in run_ for run_ in result["failed"])
     assert "the same command tries them again" in data["error"]
     assert "Runs that failed" in (tmp_path / "study" / "report.html").read_text()
+
+
+def test_row_without_a_network_that_cannot_be_computed_is_told(cohort: Path, tmp_path: Path) -> None:
+    ageless = tmp_path / "ageless"
+    shutil.copytree(cohort, ageless)
+    head, *rows = (line.split("\t") for line in (ageless / "participants.tsv").read_text().splitlines())
+    for row in rows:
+        row[head.index("age")] = "n/a"
+    (ageless / "participants.tsv").write_text("".join("\t".join(row) + "\n" for row in [head, *rows]))
+    study = small_study(
+        tmp_path,
+        arms=[{"name": "one", "width": 1}],
+        divisions={"kind": "split"},
+        baselines=["majority", "age"],
+        measures=["idh.accuracy"],
+    )
+    answer = called(ageless, tmp_path / "study", study, "--bootstrap", "100")
+    assert answer.exit_code == 0, answer.output
+    data = json.loads(answer.stdout)["data"]
+    said = "no training patient has an age and a known IDH status; fill the column age of participants.tsv"
+    assert f"age alone, IDH: cannot be computed: {said}" in " ".join(answer.stderr.split())
+    assert data["result"]["absent"] == {"age alone, IDH": f"{said}, or leave age out of baselines"}
+    assert {line["arm"] for line in data["result"]["lines"]} == {"one", "more frequent class"}
+    for name in ("table.md", "report.html"):
+        page = (tmp_path / "study" / name).read_text()
+        assert "Rows that could not be computed" in page
+        assert said in page
 
 
 def test_private_arm_has_its_epsilon_beside_its_figures(cohort: Path, tmp_path: Path) -> None:
@@ -248,6 +281,7 @@ def test_threshold_is_measured_on_the_images_that_the_networks_outline(cohort: P
     [
         ({"finetune": {"width": 3}}, "finetune: arm one: trains another network"),
         ({"divisions": {"kind": "sites"}}, "with divisions of kind sites"),
+        ({"baselines": ["threshold"]}, "baselines: threshold: it is a row of Dice, and the study measures"),
     ],
 )
 def test_dry_run_refuses_what_could_not_be_run(
@@ -259,7 +293,9 @@ def test_dry_run_refuses_what_could_not_be_run(
     assert message in data["error"]
 
 
-def test_size_without_a_study_or_without_sizes_is_refused(cohort: Path, tmp_path: Path) -> None:
+def test_size_or_jobs_without_a_study_and_size_without_sizes_are_refused(
+    cohort: Path, tmp_path: Path
+) -> None:
     words = ["simulate", "--cohort", str(cohort), "--study-size", "test", "--out", str(tmp_path / "run")]
     answer = CliRunner().invoke(app, words)
     assert answer.exit_code == 2
@@ -267,6 +303,10 @@ def test_size_without_a_study_or_without_sizes_is_refused(cohort: Path, tmp_path
     code, data = run(cohort, tmp_path / "study", small_study(tmp_path), "--study-size", "foo")
     assert code == 2
     assert "the study has no sizes" in data["error"]
+    words = ["simulate", "--cohort", str(cohort), "--jobs", "2", "--out", str(tmp_path / "run")]
+    answer = CliRunner().invoke(app, words)
+    assert answer.exit_code == 2
+    assert "--jobs 2: runs of a --study FILE at a time" in answer.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedglioma.case import Gene, Modality
-from fedglioma.data.cohort import consenting, merge_cohorts, read_cohort
+from fedglioma.data.cohort import merge_cohorts, read_cohort
 from fedglioma.data.synthetic_cohort import synthesize
 from fedglioma.errors import DataError
 from tests.bad_cohorts import COLUMNS, ROWS, affine, brain, write_cohort, write_table, write_volume
@@ -151,10 +151,12 @@ def test_patients_who_agreed_to_something_else_are_left_out_with_the_reason(tmp_
     lines[1] = lines[1].replace("research", "clinical")
     table.write_text("\n".join(lines) + "\n", encoding="utf-8")
     read = read_cohort(folder)
-    allowed = consenting(read, "research")
+    allowed = read_cohort(folder, purpose="research")
     assert [case.patient for case in allowed.cases] == [case.patient for case in read.cases[1:]]
     (finding,) = allowed.exclusions
     assert (finding.patient, finding.code) == (read.cases[0].patient, "consent")
     assert "did not agree" in finding.message
-    with pytest.raises(DataError):
-        consenting(consenting(read, "clinical"), "research")
+    assert [case.patient for case in read_cohort(folder, purpose="clinical").cases] == [finding.patient]
+    table.write_text(table.read_text(encoding="utf-8").replace("research", "clinical"), encoding="utf-8")
+    with pytest.raises(DataError, match=r"no usable case is left \(4 consent\); .* this is for research"):
+        read_cohort(folder, purpose="research")

@@ -1,6 +1,7 @@
 """``evaluate --attack`` through the command line: who is attacked, what is told, and the release gate."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,19 @@ def test_what_cannot_be_attacked_is_refused_in_words(
     result = call("evaluate", run / "model", "--attack", "--out", tmp_path / "out", *QUICK, *given)
     assert result.exit_code == code, result.stderr
     assert reason in reason_of(result)
+
+
+def test_person_on_both_sides_is_known_by_the_number_under_two_ids(run: Path, tmp_path: Path) -> None:
+    for name, number in (("members", "11010X"), ("others", "11010x")):
+        shutil.copytree(run.parent / name, tmp_path / name)
+        table = tmp_path / name / "participants.tsv"
+        head, first, *rest = table.read_text().splitlines()
+        lines = [f"{head}\tlinkage_id", f"{first}\t{number}", *(f"{row}\tn/a" for row in rest)]
+        table.write_text("\n".join(lines) + "\n")
+    words = ("--members", tmp_path / "members", "--cohort", tmp_path / "others")
+    result = call("evaluate", run / "model", "--attack", "--out", tmp_path / "out", *QUICK, *words)
+    assert result.exit_code == 2, result.stderr
+    assert "1 patients are in both, by id or linkage_id" in reason_of(result)
 
 
 def test_too_few_patients_end_with_4(run: Path, tmp_path: Path) -> None:

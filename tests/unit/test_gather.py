@@ -160,6 +160,17 @@ def test_patient_of_two_hospitals_is_refused_in_any_spelling(cohort: Path, tmp_p
     assert "P1" not in str(raised.value)
 
 
+def test_person_of_two_hospitals_under_two_ids_is_refused_by_the_number(tmp_path: Path) -> None:
+    for site, patient, number in (("alpha", "P1", "11010X"), ("beta", "P2", "11010x ")):
+        write_cohort(tmp_path / f"of_{site}")
+        rows = [(*row, number) for row in ROWS if row[0] == patient]
+        write_table(tmp_path / f"of_{site}", [[*COLUMNS, "linkage_id"], *rows])
+        site_file(tmp_path, site, tmp_path / f"of_{site}")
+    with pytest.raises(DataError, match="beta and alpha hold a patient of the same linkage_id") as raised:
+        gather([], str(tmp_path), defaults(tmp_path))
+    assert "11010" not in str(raised.value)
+
+
 def test_two_files_of_one_site_are_refused(cohort: Path, tmp_path: Path) -> None:
     one = site_file(tmp_path, "alpha", cohort)
     with pytest.raises(ConfigError, match="site alpha has a second settings file"):

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from fedglioma.case import Finding
-from fedglioma.data.cohort import merge_cohorts, read_cohort
+from fedglioma.data.cohort import merge_cohorts, read_cohort, read_cohorts
 from fedglioma.data.manifest import read_participants
-from tests.bad_cohorts import COLUMNS, ROWS, write_cohort, write_table
+from fedglioma.errors import DataError
+from tests.bad_cohorts import COLUMNS, ROWS, brain, write_cohort, write_table, write_volume
 
 NUMBER = "11010519491231002X"
 OTHER = "640102197505055678"
@@ -87,15 +88,20 @@ def test_refusal_without_a_number_is_of_nobody_else(tmp_path: Path) -> None:
     assert [row.patient for row in read_participants(table).participants] == ["P2", "P3"]
 
 
+def renamed(folder: Path) -> Path:
+    """Give the patients P1 to P3 the ids Q7 to Q9."""
+    for old, new in (("P1", "Q7"), ("P2", "Q8"), ("P3", "Q9")):
+        for path in (folder / old).iterdir():
+            path.rename(path.with_name(path.name.replace(old, new)))
+        (folder / old).rename(folder / new)
+        table = folder / "participants.tsv"
+        table.write_text(table.read_text().replace(old, new))
+    return folder
+
+
 def test_person_under_two_ids_in_two_cohorts_counts_once(tmp_path: Path) -> None:
     first = read_cohort(cohort(tmp_path / "first", NUMBER, OTHER, "n/a"))
-    second = cohort(tmp_path / "second", NUMBER.lower(), "n/a", "n/a")
-    for old, new in (("P1", "Q7"), ("P2", "Q8"), ("P3", "Q9")):
-        for path in (second / old).iterdir():
-            path.rename(path.with_name(path.name.replace(old, new)))
-        (second / old).rename(second / new)
-        table = second / "participants.tsv"
-        table.write_text(table.read_text().replace(old, new))
+    second = renamed(cohort(tmp_path / "second", NUMBER.lower(), "n/a", "n/a"))
     merged = merge_cohorts([first, read_cohort(second)])
     assert patients(merged) == ["P1", "P2", "P3", "Q8", "Q9"]
     assert codes(merged.exclusions) == [("Q7", "same_person")]
@@ -117,3 +123,58 @@ def test_ids_and_numbers_are_followed_through_all_cohorts(tmp_path: Path) -> Non
     assert patients(merged) == ["P1"]
     found = [code for code in codes(merged.exclusions) if code[1] != "not_in_table"]
     assert found == [("P1", "duplicate"), ("P3", "same_person")]
+
+
+def test_row_of_another_purpose_shuts_out_no_other_row_of_the_person(tmp_path: Path) -> None:
+    folder = cohort(tmp_path / "c", NUMBER, OTHER, NUMBER, P1=("purpose", "clinical"))
+    read = read_cohort(folder, purpose="research")
+    assert patients(read) == ["P2", "P3"]
+    assert codes(read.exclusions) == [("P1", "consent")]
+    assert "purpose is 'clinical', this is for research" in read.exclusions[0].message
+    assert patients(read_cohort(folder, purpose="clinical")) == ["P1"]
+    assert patients(read_cohort(folder)) == ["P1", "P2"]
+
+
+@pytest.mark.parametrize("same", ["id", "number"])
+@pytest.mark.parametrize("purpose", ["clinical", "none"])
+def test_purpose_that_excludes_a_row_shuts_out_no_row_of_another_cohort(
+    tmp_path: Path, same: str, purpose: str
+) -> None:
+    """``none`` is also what a hospital writes that leaves a patient to another one (docs/data-manager.md)."""
+    one = cohort(tmp_path / "one", NUMBER, OTHER, "n/a", P1=("purpose", purpose))
+    two = cohort(tmp_path / "two", NUMBER, "n/a", "n/a")
+    again = ["P1"] if same == "id" else ["Q7", "Q8", "Q9"]
+    if same == "number":
+        renamed(two)
+    merged = read_cohorts([one, two], purpose="research")
+    assert patients(merged) == ["P2", "P3", *again]
+    assert codes(merged.exclusions)[0] == ("P1", "consent")
+    assert [case.purpose for case in merged.cases] == ["research"] * len(merged.cases)
+
+
+def test_cohort_for_another_purpose_adds_nobody_and_one_for_none_is_refused(tmp_path: Path) -> None:
+    everybody = {row[0]: ("purpose", "clinical") for row in ROWS}
+    clinical = cohort(tmp_path / "clinical", "n/a", "n/a", "n/a", **everybody)
+    research = renamed(cohort(tmp_path / "research", "n/a", "n/a", "n/a"))
+    both = read_cohorts([clinical, research], purpose="research")
+    assert patients(both) == ["Q7", "Q8", "Q9"]
+    assert codes(both.exclusions) == [(row[0], "consent") for row in ROWS]
+    with pytest.raises(DataError, match=r"no usable case is left \(3 consent\); P1: .* this is for research"):
+        read_cohorts([clinical], purpose="research")
+    nobody = {row[0]: ("purpose", "none") for row in ROWS}
+    refused = cohort(tmp_path / "refused", "n/a", "n/a", "n/a", **nobody)
+    with pytest.raises(DataError, match=r"refused: no usable case is left \(3 consent\)"):
+        read_cohorts([refused, research], purpose="research")
+
+
+@pytest.mark.parametrize("refused", ["BraTS-GLI-00005-000", "BraTS-GLI-00005-001"])
+def test_refusal_counts_at_every_visit(tmp_path: Path, refused: str) -> None:
+    visits = ("BraTS-GLI-00005-000", "BraTS-GLI-00005-001", "BraTS-GLI-00006-000")
+    for name in visits:
+        (tmp_path / name).mkdir()
+        write_volume(tmp_path / name / f"{name}-t1n.nii.gz", brain(0))
+    rows = [[name, "1", "none" if name == refused else "research"] for name in visits]
+    write_table(tmp_path, [["participant_id", "idh", "purpose"], *rows])
+    read = read_cohort(tmp_path)
+    assert patients(read) == ["BraTS-GLI-00006-000"]
+    assert sorted(codes(read.exclusions)) == [(name, "consent") for name in visits[:2]]

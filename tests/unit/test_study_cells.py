@@ -230,3 +230,18 @@ def test_what_is_typed_cannot_make_the_arms_one(given: dict[str, Any], message: 
 def test_measure_that_no_arm_is_asked_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"segmentation\.dice: no arm is asked that"):
         expand(study(measures=("segmentation.dice",)), CASES, {})
+
+
+@pytest.mark.parametrize("baseline", ["majority", "age", "volume"])
+def test_row_of_markers_in_a_study_of_outlines_is_refused_where_it_is_asked_for(baseline: str) -> None:
+    outlines = [{"name": "A", "settings": {"model": "unet"}}]
+    with pytest.raises(ConfigError, match=f"baselines: {baseline}: it is a row of a marker, and the study"):
+        expand(study(arms=outlines, baselines=[baseline]), CASES, {})
+    assert expand(study(arms=outlines), CASES, {}), "the default row is none that somebody asked for"
+
+
+def test_row_of_dice_without_a_measure_of_it_is_refused() -> None:
+    both = [{"name": "A", "settings": {"model": "sgpnet"}}]
+    assert expand(study(arms=both, baselines=["threshold"]), CASES, {})
+    with pytest.raises(ConfigError, match="baselines: threshold: it is a row of Dice"):
+        expand(study(arms=both, baselines=["threshold"], measures=["idh.auc"]), CASES, {})
