@@ -22,13 +22,19 @@ BoolArray = NDArray[np.bool_]
 
 
 class Criterion(StrEnum):
-    """What models are compared by; all but Dice want the probability of class 1, called from 0.5 on."""
+    """What models are compared by; all but Dice want the probability of class 1, called from 0.5 on.
+
+    PPV is the share of class 1 among the cases called so, NPV that of class 0 among the others: undefined
+    where nobody is called so.
+    """
 
     AUC = "auc"
     ACCURACY = "accuracy"
     BALANCED_ACCURACY = "balanced_accuracy"
     SENSITIVITY = "sensitivity"
     SPECIFICITY = "specificity"
+    PPV = "ppv"
+    NPV = "npv"
     DICE = "dice"
 
 
@@ -106,8 +112,8 @@ def measurable(criterion: Criterion, rows: Rows, *arms: FloatArray) -> tuple[Row
 def over_folds(criterion: Criterion, rows: Rows, values: FloatArray) -> Statistic:
     """Return the mean over folds and seeds of ``measurable`` predictions (n, s).
 
-    Whether a fold defines the measure depends on its cases and not on the seed, so that the order of
-    the two means does not matter.
+    A fold's value is the mean over the seeds that define it. For all but PPV and NPV that depends on the
+    fold's cases and not on the seed, so that the order of the two means does not matter.
     """
     folds = rows.folds
     places = [np.flatnonzero(folds == fold) for fold in np.unique(folds)]
@@ -121,7 +127,7 @@ def over_folds(criterion: Criterion, rows: Rows, values: FloatArray) -> Statisti
         total, count = np.zeros(len(weights)), np.zeros(len(weights))
         for place, seeds in parts:
             drawn = weights[:, place]
-            value = np.mean([seed.compute(drawn) for seed in seeds], axis=0)
+            value = defined_mean(np.array([seed.compute(drawn) for seed in seeds]))
             defined = ~np.isnan(value)
             total += np.where(defined, value, 0)
             count += defined
@@ -130,6 +136,16 @@ def over_folds(criterion: Criterion, rows: Rows, values: FloatArray) -> Statisti
         return mean
 
     return Statistic(compute, f"in every fold: {undefined}")
+
+
+def defined_mean(values: FloatArray) -> FloatArray:
+    """Return the mean of the numbers in each column of ``values`` (s, r), shape (r,); nan without any."""
+    defined = ~np.isnan(values)
+    mean: FloatArray = np.full(values.shape[1], np.nan)
+    np.divide(
+        np.where(defined, values, 0).sum(axis=0), defined.sum(axis=0), out=mean, where=defined.any(axis=0)
+    )
+    return mean
 
 
 def fold_values(criterion: Criterion, rows: Rows, predictions: FloatArray) -> FloatArray:
@@ -161,6 +177,10 @@ def _single(criterion: Criterion, rows: Rows, values: FloatArray) -> Statistic:
         return auc_statistic(positive, values, undefined)
     if criterion is Criterion.ACCURACY:
         return mean_statistic(correct, everyone, undefined)
+    if criterion is Criterion.PPV:
+        return mean_statistic(correct, called, "nobody is called mutant or codeleted")
+    if criterion is Criterion.NPV:
+        return mean_statistic(correct, ~called, "everybody is called mutant or codeleted")
     hits, misses = (mean_statistic(correct, among, undefined) for among in (positive, ~positive))
     if criterion is Criterion.BALANCED_ACCURACY:
         return Statistic(lambda w: (hits.compute(w) + misses.compute(w)) / 2, undefined)

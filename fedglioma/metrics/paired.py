@@ -121,7 +121,8 @@ def swap_test(
     people = int(person.max()) + 1
     exact = 2.0**people <= permutations
     extreme = sum(
-        int((np.abs(difference(swaps[:, person])) >= observed - SAME).sum())
+        # A swap that leaves a measure undefined, as it may PPV, is no evidence: it counts as extreme.
+        int((~(np.abs(difference(swaps[:, person])) < observed - SAME)).sum())
         for swaps in _swaps(people, permutations, seed, exact=exact, width=2 * len(first))
     )
     return extreme / 2**people if exact else (1 + extreme) / (1 + permutations)

@@ -9,6 +9,7 @@ from fedglioma.case import CHANNELS, TASK_TITLES, UNKNOWN, Gene, Modality, Task
 from fedglioma.data.folds import Division
 from fedglioma.data.prepared import PreparedCase
 from fedglioma.data.split import Split
+from fedglioma.errors import FedGliomaError
 from fedglioma.metrics.segmentation import dice, volume_ml
 from fedglioma.metrics.simple import age_probabilities, majority_probabilities, volume_probabilities
 from fedglioma.metrics.threshold import best_threshold, segment_by_threshold
@@ -33,7 +34,9 @@ _NEEDS: Mapping[Baseline, tuple[str, str]] = {
     "threshold": ("FLAIR with an outlined tumour", "give outlines"),
 }
 """What a baseline learns from besides the label, and how to come by it."""
-
+_COVARIATES: Mapping[Baseline, str] = {"age": "age", "volume": "tumour volume"}
+_FAILURES = (FedGliomaError, OSError, ValueError)
+"""What making a row may raise, a damaged image among it: it costs this row and not the table."""
 
 Question = tuple[Baseline, Task]
 """A row that needs no network, and what it is asked."""
@@ -45,17 +48,23 @@ def absent_baselines(
     cases: Sequence[PreparedCase],
     tasks: Iterable[Task],
 ) -> dict[Question, str]:
-    """Return why a baseline cannot be computed: in some division no training patient has what it learns from.
+    """Return why a baseline cannot be computed: in some division it has nothing to learn from.
 
-    Nobody's number is in the words.
+    That is so of age and volume where it would say what ``majority`` says, and of the threshold where a
+    division reports outlines and it has a number for none of them: it would take all of them from the other
+    rows. Nobody's number is in the words.
     """
-    asked = [(baseline, task) for baseline in baselines for task in answers(baseline) if task in set(tasks)]
-    parts = [_part(division, cases, Split.TRAIN) for division in divisions]
-    return {
-        (baseline, task): _lacking(baseline, task, len(divisions))
-        for baseline, task in asked
-        if not all(any(_teaches(baseline, task, item) for item in train) for train in parts)
-    }
+    wanted = set(tasks)
+    absent: dict[Question, str] = {}
+    for baseline in baselines:
+        for task in (task for task in answers(baseline) if task in wanted):
+            try:
+                why = _lacking(baseline, task, divisions, cases)
+            except _FAILURES as error:
+                why = _failure(error)
+            if why:
+                absent[baseline, task] = f"{why}, or leave {baseline} out of baselines"
+    return absent
 
 
 def absent_text(absent: Mapping[Question, str]) -> dict[str, str]:
@@ -63,12 +72,53 @@ def absent_text(absent: Mapping[Question, str]) -> dict[str, str]:
     return {f"{TITLES[baseline]}, {TASK_TITLES[task]}": why for (baseline, task), why in absent.items()}
 
 
-def _lacking(baseline: Baseline, task: Task, divisions: int) -> str:
-    who = "no training patient" if divisions == 1 else "in a fold no training patient"
+def _failure(error: Exception) -> str:
+    """Return why a row could not be made; without the name of a file, in which a patient's may stand."""
+    if isinstance(error, FedGliomaError):
+        return str(error)
+    kind = type(error).__name__
+    return f"a prepared image or outline cannot be read ({kind}); remove the cache to prepare it again"
+
+
+def _lacking(
+    baseline: Baseline, task: Task, divisions: Sequence[Division], cases: Sequence[PreparedCase]
+) -> str:
+    """Return what a baseline lacks and how to come by it; empty where it lacks nothing."""
+    train, report = (
+        [_part(division, cases, split) for division in divisions] for split in (Split.TRAIN, Split.REPORT)
+    )
     needs, remedy = _NEEDS[baseline]
     label = "" if task is Task.SEGMENTATION else f"a known {TASK_TITLES[task]} status"
     what = " and ".join(filter(None, (needs, label)))
-    return f"{who} has {what}; {remedy}, or leave {baseline} out of baselines"
+    some = "" if len(divisions) == 1 else "in a fold "
+    if label and not all(any(_teaches("majority", task, item) for item in part) for part in train):
+        return f"{some}no training patient has {label}; {_NEEDS['majority'][1]}"
+    if not all(any(_teaches(baseline, task, item) for item in part) for part in train):
+        return f"{some}no training patient has {what}; {remedy}"
+    if baseline == "threshold":
+        asked = [[item for item in part if item.mask is not None] for part in report]
+        if any(part and not any(_answers_threshold(item) for item in part) for part in asked):
+            return f"{some}no outlined patient that is reported has FLAIR; give the sequence"
+    if baseline in _BY_COVARIATE:
+        if not any(_teaches(baseline, task, item) for part in report for item in part):
+            return f"no reported patient has {what}; {remedy}"
+        return next(filter(None, (_alike(baseline, Gene(task), part, some) for part in train)), "")
+    return ""
+
+
+def _alike(baseline: Baseline, gene: Gene, train: Sequence[PreparedCase], some: str) -> str:
+    """Return why a regression would be the majority's share; empty where there is something to learn."""
+    known = [item for item in train if item.case.genotype.label(gene) != UNKNOWN]
+    status = f"{TASK_TITLES[Task(gene)]} status"
+    if len({item.case.genotype.label(gene) for item in known}) < 2:
+        return f"{some}all training patients have the same {status}; divide otherwise"
+    _, covariate = _BY_COVARIATE[baseline]
+    if len({value for item in known if (value := covariate(item)) is not None}) < 2:
+        name = _COVARIATES[baseline]
+        return (
+            f"{some}all training patients with a known {status} have the same {name}; {_NEEDS[baseline][1]}"
+        )
+    return ""
 
 
 def _teaches(baseline: Baseline, task: Task, item: PreparedCase) -> bool:
@@ -78,7 +128,15 @@ def _teaches(baseline: Baseline, task: Task, item: PreparedCase) -> bool:
         return pair is not None and bool(pair[1].any())
     if item.case.genotype.label(Gene(task)) == UNKNOWN:
         return False
-    return baseline == "majority" or (item.case.age if baseline == "age" else item.mask) is not None
+    return baseline == "majority" or _has_covariate(baseline, item)
+
+
+def _has_covariate(baseline: Baseline, item: PreparedCase) -> bool:
+    return (item.case.age if baseline == "age" else item.mask) is not None
+
+
+def _answers_threshold(item: PreparedCase) -> bool:
+    return item.mask is not None and Modality.FLAIR in item.case.present
 
 
 def add_baselines(
@@ -91,21 +149,33 @@ def add_baselines(
 ) -> dict[str, str]:
     """Enter each baseline's predictions of the reported cases, made from the same folds' training patients.
 
-    They draw nothing at random, so that every seed has the same. Returns what could not be computed, and why.
+    They draw nothing at random, so that every seed has the same. A case that a baseline has no number for
+    is not entered. Returns what could not be computed, and why.
     """
     wanted = set(tasks)
     absent = absent_baselines(baselines, divisions, cases, wanted)
     for baseline in baselines:
-        there = [task for task in answers(baseline) if task in wanted and (baseline, task) not in absent]
-        for fold, division in enumerate(divisions):
-            train, report = (_part(division, cases, split) for split in (Split.TRAIN, Split.REPORT))
-            for task in there:
-                if baseline == "threshold":
-                    values = _threshold_dice(train, report)
-                else:
-                    values = _of_gene(baseline, Gene(task), train, report)
-                _enter(known, RowName(TITLES[baseline]), task, fold, report, values, seeds)
+        for task in (task for task in answers(baseline) if task in wanted and (baseline, task) not in absent):
+            reported = [_part(division, cases, Split.REPORT) for division in divisions]
+            try:
+                values = [
+                    _values(baseline, task, _part(division, cases, Split.TRAIN), report)
+                    for division, report in zip(divisions, reported, strict=True)
+                ]
+            except _FAILURES as error:
+                absent[baseline, task] = _failure(error)
+                continue
+            for fold, (report, found) in enumerate(zip(reported, values, strict=True)):
+                _enter(known, baseline, task, fold, report, found, seeds)
     return absent_text(absent)
+
+
+def _values(
+    baseline: Baseline, task: Task, train: Sequence[PreparedCase], report: Sequence[PreparedCase]
+) -> FloatArray:
+    if baseline == "threshold":
+        return _threshold_dice(train, report)
+    return _of_gene(baseline, Gene(task), train, report)
 
 
 def _part(division: Division, cases: Sequence[PreparedCase], split: Split) -> list[PreparedCase]:
@@ -118,21 +188,27 @@ def _use(division: Division, item: PreparedCase) -> Split | None:
 
 def _enter(
     known: Known,
-    row: RowName,
+    baseline: Baseline,
     task: Task,
     fold: int,
     cases: Sequence[PreparedCase],
     values: FloatArray,
     seeds: Sequence[int],
 ) -> None:
-    readings = known.rows.setdefault(row, Readings())
+    readings = known.rows.setdefault(
+        RowName(TITLES[baseline]), Readings(learns_from=_COVARIATES.get(baseline, ""))
+    )
     seen: dict[str, int] = {}
     for item, value in zip(cases, values, strict=True):
         patient = item.case.patient
         key = (fold, patient, seen.get(patient, 0))
         seen[patient] = key[2] + 1
+        if np.isnan(value):
+            continue
         known.site.setdefault(key, item.case.site)
         known.labels.setdefault(key, item.case.genotype.labels())
+        if baseline in _BY_COVARIATE and not _has_covariate(baseline, item):
+            readings.guessed.add(key)
         for seed in seeds:
             readings.add(task, key, seed, float(value))
 

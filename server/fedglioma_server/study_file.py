@@ -4,6 +4,7 @@ One YAML file. ``size`` picks one of ``sizes``, each of which changes or adds to
 that the same study runs in minutes at test size and at full size by changing that one line.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
@@ -21,7 +22,7 @@ Protocol = Literal["federated", "centralised", "local", "finetuned"]
 Baseline = Literal["majority", "age", "volume", "threshold"]
 Kind = Literal["split", "kfold", "sites", "file"]
 
-MEASURES = ("auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "dice")
+MEASURES = ("auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv", "dice")
 MOST_CELLS = 10_000
 _SLUG = re.compile(r"[^a-z0-9]+")
 _SEEDS = "seeds stand in 'seeds: [1, 2]', and each row is trained with every one of them"
@@ -62,15 +63,33 @@ class Divisions(Frozen):
 
 
 class Arm(Frozen):
-    """One row of a table: a name, and the run settings that make it."""
+    """One row of a table: a name, and the run settings that make it.
+
+    ``alike`` is whether another row's name makes the same folder's; the study finds that out.
+    """
 
     name: str = Field(min_length=1, max_length=80)
     settings: dict[str, Any] = Field(default={})
+    alike: bool = Field(default=False, repr=False)
 
     @property
     def slug(self) -> str:
-        """The name as a folder's."""
-        return _SLUG.sub("-", self.name.lower()).strip("-") or "arm"
+        """The name as a folder's, of a-z, 0-9 and hyphens.
+
+        Where letters of the name are lost in it, or another row has the same, its hash goes with it. It
+        depends on nothing else, so that a study that goes on finds its runs.
+        """
+        plain = self.plain
+        lost = any(letter.isalnum() and not letter.isascii() for letter in self.name)
+        if plain and not lost and not self.alike:
+            return plain
+        digest = hashlib.sha256(self.name.encode("utf-8", "surrogatepass")).hexdigest()
+        return f"{plain or 'arm'}-{digest[:8]}"
+
+    @property
+    def plain(self) -> str:
+        """What of the name a folder's can hold; perhaps nothing."""
+        return _SLUG.sub("-", self.name.lower()).strip("-")
 
 
 class Published(Frozen):
@@ -118,9 +137,15 @@ class Study(Frozen):
     measures: tuple[str, ...] = ()
     published: tuple[Published, ...] = ()
 
+    @field_validator("arms")
+    @classmethod
+    def _folders_apart(cls, arms: tuple[Arm, ...]) -> tuple[Arm, ...]:
+        plain = [arm.plain for arm in arms]
+        return tuple(arm.model_copy(update={"alike": plain.count(arm.plain) > 1}) for arm in arms)
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        names = [arm.slug for arm in self.arms]
+        names = [arm.name for arm in self.arms]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"arms: two are called {twice}")

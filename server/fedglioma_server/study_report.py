@@ -17,22 +17,27 @@ from fedglioma_server.report_tables import Cell, Notes, Row, Table
 from fedglioma_server.study_small_cells import cases_of, cases_text, most, passed_on
 from fedglioma_server.study_table import RESULTS, Entry, Gain, StudyResult
 from fedglioma_server.study_words import (
-    CAUTION,
     DASH,
     OTHERS,
     PROTOCOL_TITLES,
     SPENT,
+    caution_text,
     compared_text,
     divisions_text,
     interval_text,
     measure_title,
     p_text,
     row_title,
+    seeds_text,
 )
 
 SYNTHETIC_STAMP = "SYNTHETIC DATA"
 ABSENT = "Rows that could not be computed"
 GUESSING = {"auc": 0.5}
+GREY = (
+    f"Grey rows rest on fewer than {MIN_PATIENTS} cases, or on a number that is not told, and mean nothing "
+    "beyond their interval"
+)
 
 
 def write_study_report(folder: Path) -> Path:
@@ -50,7 +55,7 @@ def write_study_report(folder: Path) -> Path:
         "study.html.j2",
         result=result,
         facts=_facts(result),
-        tables=[*_main_tables(result), *_gain_tables(result)],
+        tables=_tables(result),
         published=[_published_table(result, place) for place in range(len(result.published))],
         figures=drawn,
         failed=sorted(result.failed.items()),
@@ -85,6 +90,10 @@ def _facts(result: StudyResult) -> dict[str, str]:
     }
 
 
+def _tables(result: StudyResult) -> list[Table]:
+    return [*_main_tables(result), *_left_out_tables(result), *_gain_tables(result)]
+
+
 def _main_tables(result: StudyResult) -> list[Table]:
     """Return one table per task."""
     tasks = dict.fromkeys(name.partition(".")[0] for name in result.measures)
@@ -99,6 +108,9 @@ def _task_table(result: StudyResult, title: str, measures: Sequence[str]) -> Tab
     notes = Notes()
     measured: list[Entry] = []
     private = any(line.epsilon is not None for line in result.lines)
+    seeds = result.seeds > 1
+    headings = ("Value", *["Seeds"] * seeds, "Difference")
+    caution = caution_text(result)
     for line in result.lines:
         if not any(name in line.entries for name in measures):
             continue
@@ -107,6 +119,9 @@ def _task_table(result: StudyResult, title: str, measures: Sequence[str]) -> Tab
         for name in measures:
             entry = line.entries.get(name)
             cells.append(_value_cell(entry, notes))
+            if seeds:
+                # Without a network every seed is the same.
+                cells.append(Cell(DASH if entry is None or not line.protocol else seeds_text(entry)))
             cells.append(_difference_cell(entry, notes))
             measured += [] if entry is None else [entry]
         if private:
@@ -114,18 +129,19 @@ def _task_table(result: StudyResult, title: str, measures: Sequence[str]) -> Tab
         rows.append(Row(tuple(cells)))
     return Table(
         title=f"{title}, {cases_text(most(measured))} cases",
-        columns=("", *["Epsilon"] * private, *(text for _ in measures for text in ("Value", "Difference"))),
+        columns=("", *["Epsilon"] * private, *(text for _ in measures for text in headings)),
         rows=tuple(rows),
-        over=(("", 1 + private), *((measure_title(name), 2) for name in measures)),
+        over=(("", 1 + private), *((measure_title(name), len(headings)) for name in measures)),
         notes=notes.listed(),
-        remark=f"{CAUTION} {SPENT}" if private else CAUTION,
+        remark=f"{caution} {SPENT}" if private else caution,
     )
 
 
 def _value_cell(entry: Entry | None, notes: Notes) -> Cell:
     if entry is None:
         return Cell(DASH)
-    return Cell(interval_text(entry.value), note=notes.letter(entry.value.reason))
+    letters = [notes.letter(entry.value.reason), *(notes.exactly(note) for note in entry.notes)]
+    return Cell(interval_text(entry.value), note=", ".join(filter(None, letters)))
 
 
 def _difference_cell(entry: Entry | None, notes: Notes) -> Cell:
@@ -133,6 +149,35 @@ def _difference_cell(entry: Entry | None, notes: Notes) -> Cell:
         return Cell(DASH)
     reason = None if entry.comparison is None else entry.comparison.difference.reason
     return Cell(compared_text(entry), note=notes.letter(reason))
+
+
+def _left_out_tables(result: StudyResult) -> list[Table]:
+    """Return one table per measure: what each row is worth at the hospital that it did not train on."""
+    names = dict.fromkeys(found.measure for found in result.left_out)
+    return [_left_out_table(result, name) for name in names]
+
+
+def _left_out_table(result: StudyResult, name: str) -> Table:
+    found = {(f.site, f.arm, f.protocol): f for f in result.left_out if f.measure == name}
+    lines = [line for line in result.lines if name in line.entries]
+    notes = Notes()
+    rows = []
+    for site in dict.fromkeys(site for site, _, _ in found):
+        there = [found[site, line.arm, line.protocol] for line in lines]
+        cells = [Cell(site, head=True, number=False), Cell(cases_text(there[0].cases))]
+        cells += [Cell(interval_text(f.value), note=notes.letter(f.value.reason)) for f in there]
+        rows.append(Row(tuple(cells), faint=_is_faint(there[0].cases)))
+    return Table(
+        title=f"Each hospital left out: {measure_title(name)}",
+        columns=("Left out", "Cases", *(row_title(line, result) for line in lines)),
+        rows=tuple(rows),
+        notes=notes.listed(),
+        remark=f"The patients of one hospital, by models that were trained without it. {GREY}.",
+    )
+
+
+def _is_faint(cases: int | str) -> bool:
+    return isinstance(cases, str) or cases < MIN_PATIENTS
 
 
 def _published_table(result: StudyResult, place: int) -> Table:
@@ -181,7 +226,7 @@ def _gain_table(arm: str, name: str, gains: Sequence[Gain]) -> Table:
             comparison = None if entry is None else entry.comparison
             text = DASH if comparison is None else interval_text(comparison.difference, signed=True)
             cells.append(Cell(f"{text}, p {p_text(entry.p_adjusted)}" if comparison and entry else text))
-        rows.append(Row(tuple(cells), faint=isinstance(cases, str) or cases < MIN_PATIENTS))
+        rows.append(Row(tuple(cells), faint=_is_faint(cases)))
     titles = [PROTOCOL_TITLES[protocol] for protocol in protocols]
     return Table(
         title=f"What each hospital gained: {measure_title(name)}, {arm}",
@@ -190,8 +235,7 @@ def _gain_table(arm: str, name: str, gains: Sequence[Gain]) -> Table:
         over=(("", 2), (measure_title(name), len(protocols)), ("Against each alone", len(others))),
         words=frozenset({0}),
         notes=notes.listed(),
-        remark=f"Grey rows rest on fewer than {MIN_PATIENTS} cases, or on a number that is not told, and "
-        "mean nothing beyond their interval. Each hospital's own reported patients; 'each hospital alone' is "
+        remark=f"{GREY}. Each hospital's own reported patients; 'each hospital alone' is "
         "the model that it would have without the others.",
     )
 
@@ -257,8 +301,10 @@ def markdown(result: StudyResult) -> str:
         parts += [result.description.strip(), ""]
     parts += [f"{name}: {value}  " for name, value in _facts(result).items()]
     published = [_published_table(result, place) for place in range(len(result.published))]
-    for table in (*_main_tables(result), *_gain_tables(result), *published):
-        parts += ["", f"## {table.title}", "", *_markdown_rows(table), "", table.remark]
+    for table in (*_tables(result), *published):
+        parts += ["", f"## {table.title}", "", *_markdown_rows(table), ""]
+        parts += [f"({letter}) {note}  " for letter, note in table.notes] + [""] * bool(table.notes)
+        parts += [table.remark]
     if result.absent:
         parts += ["", f"## {ABSENT}", "", *(f"- {row}: {why}" for row, why in result.absent.items())]
     if result.failed:
@@ -273,7 +319,11 @@ def _markdown_rows(table: Table) -> list[str]:
         for above, column in zip(over or [""] * len(table.columns), table.columns, strict=True)
     ]
     lines = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
-    return lines + [f"| {' | '.join(cell.text for cell in row.cells)} |" for row in table.rows]
+    return lines + [f"| {' | '.join(map(_markdown_cell, row.cells))} |" for row in table.rows]
+
+
+def _markdown_cell(cell: Cell) -> str:
+    return f"{cell.text} ({cell.note})" if cell.note else cell.text
 
 
 def csv_text(result: StudyResult) -> str:
@@ -282,18 +332,21 @@ def csv_text(result: StudyResult) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
         ["row", "protocol", "measure", "value", "low", "high", "difference", "difference_low",
-         "difference_high", "p", "p_holm", "cases", "parameters", "epsilon"]
+         "difference_high", "p", "p_holm", "cases", "parameters", "epsilon", "seeds_low", "seeds_high",
+         "note"]
     )  # fmt: skip
     for line in result.lines:
         for name, entry in line.entries.items():
             other = entry.comparison
+            seeds = [value for value in entry.by_seed if value is not None]
             difference = [None] * 3 if other is None else [
                 other.difference.value, other.difference.low, other.difference.high
             ]  # fmt: skip
             writer.writerow(
                 [line.arm, line.protocol, name, entry.value.value, entry.value.low, entry.value.high,
                  *difference, None if other is None else other.p, entry.p_adjusted, cases_text(entry.cases),
-                 line.parameters, line.epsilon]
+                 line.parameters, line.epsilon, min(seeds, default=None), max(seeds, default=None),
+                 "; ".join(filter(None, (entry.value.reason, *entry.notes)))]
             )  # fmt: skip
     return out.getvalue()
 
@@ -313,7 +366,8 @@ def summary_text(result: StudyResult) -> str:
             if entry is not None:
                 compared = compared_text(entry)
                 row = f"  {row_title(line, result):<44} {interval_text(entry.value):<20} {compared}"
-                lines.append(row.rstrip())
+                notes = "".join(f" ({note})" for note in entry.notes)
+                lines.append(row.rstrip() + notes)
     lines += [f"not computed: {row}: {why}" for row, why in result.absent.items()]
     lines += [f"failed: {run}: {why}" for run, why in result.failed.items()]
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from fedglioma_server.simulate import plan_file
 from fedglioma_server.study_cells import Cell
 
 FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 
 CaseKey = tuple[int, str, int]
 """Fold, patient, and the place of the case among the patient's in that fold."""
@@ -35,9 +36,15 @@ class RowName:
 
 @dataclass
 class Readings:
-    """What one row says: per task, case and seed the probability of class 1, or the Dice."""
+    """What one row says: per task, case and seed the probability of class 1, or the Dice.
+
+    ``learns_from`` is the one thing that a row without a network knows of a patient, ``guessed`` are the
+    cases of whom it does not know it.
+    """
 
     values: dict[Task, dict[CaseKey, dict[int, float]]] = field(default_factory=dict)
+    learns_from: str = ""
+    guessed: set[CaseKey] = field(default_factory=set)
 
     def add(self, task: Task, key: CaseKey, seed: int, value: float) -> None:
         """Enter one value."""
@@ -115,6 +122,7 @@ class Known:
                 ).reshape(len(keys), len(seeds))
                 for name in names
             },
+            tuple(keys),
         )
 
 
@@ -124,3 +132,22 @@ class TaskTable:
 
     rows: Rows
     values: dict[RowName, FloatArray]
+    keys: tuple[CaseKey, ...] = ()
+
+    @property
+    def measured(self) -> BoolArray:
+        """Which cases have a target: a known status or, for Dice, an outline; shape (cases,)."""
+        some: BoolArray = np.zeros(len(self.rows.patients), dtype=np.bool_)
+        if self.rows.labels is not None:
+            some |= self.rows.labels != UNKNOWN
+            return some
+        for values in self.values.values():
+            some |= ~np.isnan(values).all(axis=1)
+        return some
+
+    def part(self, mask: BoolArray) -> "TaskTable":
+        """Return the cases where ``mask`` (cases,) is true."""
+        keys = tuple(key for key, kept in zip(self.keys, mask, strict=True) if kept)
+        return TaskTable(
+            self.rows.select(mask), {name: values[mask] for name, values in self.values.items()}, keys
+        )

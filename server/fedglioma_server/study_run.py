@@ -24,12 +24,14 @@ from fedglioma_server.samerun import require_same_settings
 from fedglioma_server.study_baselines import TITLES, absent_baselines, absent_text, add_baselines
 from fedglioma_server.study_cells import POOLED, Cell, divide, expand
 from fedglioma_server.study_file import Study
+from fedglioma_server.study_folds import leave_out_numberless, left_out_of, with_folds
 from fedglioma_server.study_jobs import run_apart
 from fedglioma_server.study_results import Known, RowName
 from fedglioma_server.study_small_cells import passed_on
 from fedglioma_server.study_table import (
     RESULTS,
     Entry,
+    LeftOut,
     Line,
     StudyResult,
     gains_of,
@@ -221,13 +223,8 @@ def _rarer(known: Known, column: int) -> int:
     return min(labels.count(0), labels.count(1))
 
 
-def _epsilon(request: StudyRun, complete: Sequence[Cell], row: RowName) -> float | None:
+def _epsilon(spent: Sequence[float | None]) -> float | None:
     """Return the largest epsilon of a row's runs; None where one of them is not private."""
-    spent = [
-        read_json(RunFolder(cell.folder(request.out)).path / "privacy.json", PrivacyRecord).epsilon
-        for cell in complete
-        if (cell.arm.name, cell.protocol) == (row.arm, row.protocol)
-    ]
     known = [epsilon for epsilon in spent if epsilon is not None]
     return max(known) if known and len(known) == len(spent) else None
 
@@ -253,15 +250,12 @@ def collect(
     prepared: PreparedWays,
     failed: Mapping[str, str],
 ) -> StudyResult:
-    """Return the study's result from the runs that are complete."""
+    """Return the study's result from the runs that are complete; what cannot be read costs its row."""
     study = request.study
-    known, site_of = Known(), {case.patient: case.site for case in request.gathering.cases}
-    complete = [cell for cell in cells if cell.words not in failed]
+    site_of = {case.patient: case.site for case in request.gathering.cases}
+    known, spent, failed = _taken(request, cells, failed, site_of)
     broken = {RowName(cell.arm.name, cell.protocol) for cell in cells if cell.words in failed}
-    tasks = _tasks(complete)
-    for cell in complete:
-        if RowName(cell.arm.name, cell.protocol) not in broken:
-            known.take(cell, request.out, site_of)
+    tasks = _tasks([cell for cell in cells if cell.words not in failed])
     order = [RowName(arm.name, protocol) for arm in study.arms for protocol in study.protocols]
     order = [row for row in order if row in known.rows]
     settings = cells[0].settings
@@ -271,8 +265,14 @@ def collect(
         divisions, cases = _for_baselines(request, cells, prepared)
         absent = add_baselines(known, study.baselines, divisions, cases, study.seeds, _measured(measures))
     order += [RowName(TITLES[name]) for name in study.baselines if RowName(TITLES[name]) in known.rows]
+    absent |= leave_out_numberless(known, _measured(measures), order, study.seeds)
     reference = RowName(study.compared_with, study.protocols[0])
     entries = table_of(known, measures, order, reference, study.seeds, resamples=settings.bootstrap)
+    names = list({cell.fold: cell.division.name for cell in cells}.values())
+    entries = with_folds(entries, known, study.seeds, len(names))
+    left_out: list[LeftOut] = []
+    if study.divisions.kind == "sites":
+        left_out = left_out_of(entries, known, study.seeds, names, resamples=settings.bootstrap)
     sizes = {cell.arm.name: parameter_count(cell.settings) for cell in cells}
     arms = [arm.name for arm in study.arms if not any(row.arm == arm.name for row in broken)]
     return StudyResult(
@@ -285,7 +285,8 @@ def collect(
         patients=len({key[1] for key in known.labels}),
         sites=sorted(set(site_of.values())),
         divisions=study.divisions.kind,
-        folds=len({cell.fold for cell in cells}),
+        folds=len(names),
+        fold_names=names,
         seeds=len(study.seeds),
         caution=_caution(entries, known, study.size),
         settings={name: str(value) for name, value in {**study.run, **request.given}.items()},
@@ -299,15 +300,39 @@ def collect(
                 arm=row.arm,
                 protocol=row.protocol,
                 parameters=sizes.get(row.arm),
-                epsilon=_epsilon(request, complete, row),
+                epsilon=_epsilon(spent.get(row, [])),
                 entries=entries[row],
             )
             for row in order
         ],
         gains=gains_of(known, measures, arms, study.protocols, study.seeds, resamples=settings.bootstrap),
+        left_out=left_out,
         published=list(study.published),
         versions={name: version(name) for name in ("fedglioma", "torch")},
     )
+
+
+def _taken(
+    request: StudyRun, cells: Sequence[Cell], failed: Mapping[str, str], site_of: Mapping[str, str]
+) -> tuple[Known, dict[RowName, list[float | None]], dict[str, str]]:
+    """Return what the complete rows say, each one's epsilons, and why runs failed or cannot be read."""
+    known, lost = Known(), dict(failed)
+    spent: dict[RowName, list[float | None]] = {}
+    broken = {RowName(cell.arm.name, cell.protocol) for cell in cells if cell.words in failed}
+    for cell in cells:
+        row, folder = RowName(cell.arm.name, cell.protocol), RunFolder(cell.folder(request.out)).path
+        if row in broken:
+            continue
+        try:
+            known.take(cell, request.out, site_of)
+            spent.setdefault(row, []).append(read_json(folder / "privacy.json", PrivacyRecord).epsilon)
+        except (FedGliomaError, OSError, ValueError) as error:
+            logger.warning("%s: cannot be read: %s", cell.words, error)
+            place = folder.relative_to(request.out)
+            lost[cell.words] = f"{error}; remove the folder {place}, and the same command makes it again"
+            broken.add(row)
+            known.rows.pop(row, None)
+    return known, spent, {cell.words: lost[cell.words] for cell in cells if cell.words in lost}
 
 
 def _for_baselines(

@@ -29,6 +29,13 @@ class Entry(Frozen):
         description="reported cases with a known target, the same for all rows; in words where the number, "
         "or another one from it, would be of few patients"
     )
+    by_fold: list[list[float | None]] = Field(
+        default=[],
+        description="the measure of each fold, in the study's order, and each seed; None where a fold does "
+        "not define it, or has too few patients to be told",
+    )
+    by_seed: list[float | None] = Field(default=[], description="the mean over folds of each seed")
+    notes: list[str] = Field(default=[], description="what else to know of the number")
 
 
 class Line(Frozen):
@@ -52,6 +59,17 @@ class Gain(Frozen):
     lines: dict[str, Entry] = Field(description="by protocol; compared with local")
 
 
+class LeftOut(Frozen):
+    """What a row is worth at the hospital that was left out of its training, by one measure."""
+
+    site: str
+    arm: str
+    protocol: str
+    measure: str
+    value: Measure
+    cases: int | str
+
+
 class StudyResult(Frozen):
     """Everything that a study found; no patient is in it, and as it is written no number of few."""
 
@@ -66,18 +84,18 @@ class StudyResult(Frozen):
     sites: list[str]
     divisions: str
     folds: int
+    fold_names: list[str] = Field(default=[])
     seeds: int
     caution: str | None = None
     settings: dict[str, str] = Field(default={}, description="run settings of every row")
     runs: int
     failed: dict[str, str] = Field(default={}, description="run -> why it failed")
-    absent: dict[str, str] = Field(
-        default={}, description="row that needs no network, and task -> why it could not be computed"
-    )
+    absent: dict[str, str] = Field(default={}, description="row, and task -> why it could not be computed")
     reference: tuple[str, str] = Field(description="arm and protocol that the others are compared with")
     measures: list[str]
     lines: list[Line]
     gains: list[Gain] = Field(default=[])
+    left_out: list[LeftOut] = Field(default=[], description="with divisions of kind sites")
     published: list[Published] = Field(default=[])
     versions: dict[str, str] = Field(default={})
 
@@ -123,7 +141,7 @@ def table_of(
     for measure in measures:
         task, criterion = Task(measure.split(".")[0]), Criterion(measure.split(".")[1])
         table = known.table(task, [row for row in order if row in known.rows], seeds, site)
-        few = _too_few(criterion, table)
+        few = too_few(criterion, table)
         compared: dict[RowName, Comparison] = {}
         for row, values in table.values.items():
             labels = table.rows.labels
@@ -152,7 +170,7 @@ def table_of(
     return entries
 
 
-def _too_few(criterion: Criterion, table: TaskTable) -> str:
+def too_few(criterion: Criterion, table: TaskTable) -> str:
     """Return why a measure is not told; empty where it is."""
     rows = table.rows
     if rows.labels is None:

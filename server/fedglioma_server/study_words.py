@@ -10,6 +10,8 @@ MEASURE_TITLES = {
     "balanced_accuracy": "balanced accuracy",
     "sensitivity": "sensitivity",
     "specificity": "specificity",
+    "ppv": "PPV",
+    "npv": "NPV",
     "dice": "Dice",
 }
 PROTOCOL_TITLES = {
@@ -68,6 +70,17 @@ def compared_text(entry: Entry) -> str:
     return f"{difference}, p {p_text(entry.p_adjusted)}"
 
 
+def caution_text(result: StudyResult) -> str:
+    """Return what a table's figures mean, and what they do not say."""
+    return CAUTION + (_SEEDS if result.seeds > 1 else _ONE_SEED)
+
+
+def seeds_text(entry: Entry) -> str:
+    """Return ``0.81 to 0.88``, the smallest and the largest value of a seed; a dash where there is none."""
+    known = [value for value in entry.by_seed if value is not None]
+    return f"{min(known):.2f} to {max(known):.2f}" if known else DASH
+
+
 def divisions_text(result: StudyResult) -> str:
     """Return how patients were divided."""
     words = DIVISION_TITLES[result.divisions].format(folds=result.folds)
@@ -77,8 +90,11 @@ def divisions_text(result: StudyResult) -> str:
 CAUTION = (
     "Values are means over folds and seeds. In brackets: 95 % interval from resampling patients. Differences "
     "are paired, on the same patients; p is two-sided, from swapping the two rows' predictions at random, "
-    "adjusted for the number of rows (Holm)."
+    "adjusted for the number of rows (Holm). Intervals and p hold for the trained networks as they are, on "
+    "other patients; they do not say how much another training would change, which "
 )
+_SEEDS = "the smallest and the largest mean over folds of a seed show."
+_ONE_SEED = "one seed cannot show."
 SPENT = (
     "Epsilon is that of one run, for a patient or a hospital as its arm says; on real patients all runs of "
     "the study add up."

@@ -137,6 +137,50 @@ def test_run_that_fails_leaves_its_row_out_and_is_named(cohort: Path, tmp_path: 
     assert "Runs that failed" in (tmp_path / "study" / "report.html").read_text()
 
 
+def test_rows_with_chinese_names_go_on_and_one_that_cannot_be_read_is_left_out(
+    cohort: Path, tmp_path: Path
+) -> None:
+    names = ["\u8054\u90a6\u5e73\u5747", "\u8fd1\u7aef"]
+    arms = [{"name": name, "width": width} for width, name in enumerate(names, start=1)]
+    study = small_study(tmp_path, arms=arms, divisions={"kind": "split"}, measures=["idh.accuracy"])
+    out = tmp_path / "study"
+    code, data = run(cohort, out, study, "--bootstrap", "100")
+    assert code == 0, data
+    assert {line["arm"] for line in data["result"]["lines"]} == {*names, "more frequent class"}
+    assert all(name in (out / "report.html").read_text() for name in names)
+    folders = {path.parent: path.stat().st_mtime_ns for path in out.glob("runs/*/*/*/*/run.json")}
+    assert len(folders) == 2
+    damaged = next(out.glob("runs/*/federated/*/*/evaluation/predictions.csv"))
+    damaged.write_text("nothing\n")
+    code, data = run(cohort, out, study, "--bootstrap", "100")
+    assert code == 1
+    assert {folder: (folder / "run.json").stat().st_mtime_ns for folder in folders} == folders
+    assert len(data["result"]["failed"]) == 1
+    (why,) = data["result"]["failed"].values()
+    assert "predictions.csv: the columns must be" in why
+    assert f"remove the folder {damaged.parents[1].relative_to(out)}" in why
+    assert len(data["result"]["lines"]) == 2
+
+
+def test_cohort_without_one_marker_has_a_table_of_the_others(cohort: Path, tmp_path: Path) -> None:
+    without = tmp_path / "without"
+    shutil.copytree(cohort, without)
+    head, *rows = (line.split("\t") for line in (without / "participants.tsv").read_text().splitlines())
+    for row in rows:
+        row[head.index("atrx")] = "n/a"
+    (without / "participants.tsv").write_text("".join("\t".join(row) + "\n" for row in [head, *rows]))
+    study = small_study(tmp_path, arms=[{"name": "one", "width": 1}], divisions={"kind": "split"})
+    code, data = run(without, tmp_path / "study", study, "--bootstrap", "100")
+    assert code == 0, data
+    (said,) = data["result"]["absent"].items()
+    assert said[0] == "more frequent class, ATRX"
+    assert said[1].startswith("no training patient has a known ATRX status; give labelled patients")
+    (majority,) = (line for line in data["result"]["lines"] if not line["protocol"])
+    assert set(majority["entries"]) == {
+        "idh.auc", "idh.accuracy", "codel_1p19q.auc", "codel_1p19q.accuracy"
+    }  # fmt: skip
+
+
 def test_row_without_a_network_that_cannot_be_computed_is_told(cohort: Path, tmp_path: Path) -> None:
     ageless = tmp_path / "ageless"
     shutil.copytree(cohort, ageless)

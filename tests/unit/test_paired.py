@@ -9,6 +9,7 @@ from scipy import stats
 from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
+    precision_score,
     recall_score,
     roc_auc_score,
 )
@@ -26,6 +27,8 @@ SCIKIT = {
     Criterion.BALANCED_ACCURACY: lambda y, p, w: balanced_accuracy_score(y, p >= 0.5, sample_weight=w),
     Criterion.SENSITIVITY: lambda y, p, w: recall_score(y, p >= 0.5, sample_weight=w),
     Criterion.SPECIFICITY: lambda y, p, w: recall_score(1 - y, p < 0.5, sample_weight=w),
+    Criterion.PPV: lambda y, p, w: precision_score(y, p >= 0.5, sample_weight=w, zero_division=np.nan),
+    Criterion.NPV: lambda y, p, w: precision_score(1 - y, p < 0.5, sample_weight=w, zero_division=np.nan),
 }
 
 
@@ -38,17 +41,15 @@ def study(n=40, folds=4, seeds=3, seed=0, signal=0.5):
 
 
 def by_hand(criterion, rows, predictions, weights=None):
-    """The papers' way: scikit-learn's figure of each fold, then two means."""
+    """The papers' way: scikit-learn's figure of each fold and seed, then two means."""
     weights = np.ones(len(rows.labels)) if weights is None else weights
-    per_seed = []
-    for scores in predictions.T:
-        values = []
-        for fold in np.unique(rows.folds):
-            here = rows.folds == fold
-            if np.ptp(rows.labels[here & (weights > 0)]) if (weights[here] > 0).any() else 0:
-                values.append(SCIKIT[criterion](rows.labels[here], scores[here], weights[here]))
-        per_seed.append(np.mean(values))
-    return np.mean(per_seed)
+    per_fold = []
+    for fold in np.unique(rows.folds):
+        here = rows.folds == fold
+        if np.ptp(rows.labels[here & (weights > 0)]) if (weights[here] > 0).any() else 0:
+            values = [SCIKIT[criterion](rows.labels[here], s[here], weights[here]) for s in predictions.T]
+            per_fold.append(np.nanmean(values))
+    return np.mean(per_fold)
 
 
 # --- the measures
@@ -68,6 +69,39 @@ def test_weighted_measures_are_scikit_learns(criterion):
     weights = np.random.default_rng(1).integers(0, 4, (20, 40)).astype(float)
     expected = [by_hand(criterion, rows, predictions, row) for row in weights]
     assert statistic.compute(weights) == pytest.approx(expected)
+
+
+def test_seed_that_calls_nobody_mutant_has_no_ppv_and_takes_no_part_in_the_mean():
+    labels = np.array([0, 1, 1, 0, 1, 1])
+    rows = Rows(np.arange(6), np.array([0, 0, 0, 1, 1, 1]), labels)
+    scores = np.array([[0.9, 0.1], [0.9, 0.1], [0.1, 0.1], [0.1, 0.1], [0.2, 0.2], [0.3, 0.3]])
+    # Fold 0: one of two called is mutant, and with the other seed nobody is called; fold 1: nobody at all.
+    assert fold_values(Criterion.PPV, rows, scores) == pytest.approx(
+        np.array([[0.5, np.nan], [np.nan, np.nan]]), nan_ok=True
+    )
+    assert interval(Criterion.PPV, rows, scores, resamples=0).value == 0.5
+    assert interval(Criterion.NPV, rows, scores, resamples=0).value == pytest.approx(
+        (0 + 1 / 3 + 2 * 1 / 3) / 4
+    )
+    nobody = interval(Criterion.PPV, rows, np.full(6, 0.1), resamples=0)
+    assert (nobody.value, nobody.reason) == (None, "in every fold: nobody is called mutant or codeleted")
+
+
+def test_swaps_that_leave_a_measure_undefined_are_no_evidence():
+    rows = Rows(np.arange(6), np.zeros(6, dtype=int), np.array([1, 1, 1, 0, 0, 0]))
+    a, b = np.array([0.9, 0.9, 0.9, 0.1, 0.1, 0.1]), np.array([0.1, 0.1, 0.1, 0.1, 0.1, 0.9])
+    p = swap_test(Criterion.PPV, rows, a, b)
+    swaps = [np.array(s, dtype=bool) for s in product([False, True], repeat=6)]
+    different = []
+    for swap in swaps:
+        one, two = np.where(swap, b, a), np.where(swap, a, b)
+        called = [scores >= 0.5 for scores in (one, two)]
+        if not all(c.any() for c in called):
+            different.append(True)
+            continue
+        first, second = (rows.labels[c].mean() for c in called)
+        different.append(abs(first - second) >= 1)
+    assert p == pytest.approx(np.mean(different))
 
 
 def test_fold_values_are_those_of_each_fold_and_seed():

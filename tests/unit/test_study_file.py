@@ -1,11 +1,13 @@
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from fedglioma.case import Gene
 from fedglioma.errors import ConfigError
-from fedglioma_server.study_file import read_study
+from fedglioma_server.study_file import Study, read_study
 
 SHIPPED = sorted((Path(__file__).parents[2] / "server" / "studies").glob("*.yaml"))
 PAGE = Path(__file__).parents[2] / "docs" / "studies.md"
@@ -78,9 +80,46 @@ def test_published_figures_are_those_of_the_papers() -> None:
         "idh.accuracy": 0.895,
         "idh.sensitivity": 0.907,
         "idh.specificity": 0.883,
+        "idh.ppv": 0.894,
+        "idh.npv": 0.908,
         "idh.auc": 0.949,
         "segmentation.dice": 0.935,
     }
+    networks = next(path for path in SHIPPED if path.stem == "mdpnet-networks")
+    validation, internal = read_study(networks).published
+    assert validation.rows["MDPNet"]["atrx.accuracy"] == 0.92
+    assert internal.rows["MDPNet"] == {"atrx.accuracy": 0.926}
+
+
+def test_studies_of_several_markers_divide_by_the_rarest_too() -> None:
+    for path in SHIPPED:
+        study = read_study(path, "full")
+        several = study.arms[0].settings.get("model", study.run.get("model")) != "sgpnet"
+        if several and study.divisions.kind == "kfold" and path.stem != "segmentation-networks":
+            assert study.divisions.stratify == (Gene.IDH, Gene.CODEL), path.stem
+
+
+def slugs(*names: str) -> list[str]:
+    arms = [{"name": name, "settings": {}} for name in names]
+    return [arm.slug for arm in Study.model_validate({"title": "t", "size": "s", "arms": arms}).arms]
+
+
+def test_rows_of_any_script_have_folders_of_their_own_that_stay_the_same() -> None:
+    both = slugs("\u8054\u90a6\u5e73\u5747", "\u8fd1\u7aef")
+    assert len(set(both)) == 2
+    assert all(re.fullmatch(r"arm-[0-9a-f]{8}", slug) for slug in both)
+    assert slugs("\u8fd1\u7aef", "other") == [both[1], "other"]
+    assert slugs("\u8fd1\u7aef 2")[0].startswith("2-")
+
+
+def test_names_that_make_one_folder_get_two_and_plain_ones_stay_plain() -> None:
+    first, second, third = slugs("A b", "a-B", "T2 and FLAIR")
+    assert first != second
+    assert first.startswith("a-b-")
+    assert second.startswith("a-b-")
+    assert third == "t2-and-flair"
+    study = Study.model_validate({"title": "t", "size": "s", "arms": [{"name": "A b"}, {"name": "a-B"}]})
+    assert [arm.slug for arm in Study.model_validate(study.model_dump()).arms] == [first, second]
 
 
 def test_size_lays_itself_over_the_rest(tmp_path: Path) -> None:
@@ -119,7 +158,8 @@ def test_cohorts_are_found_beside_the_file(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"arms": []}, "arms"),
-        ({"arms": [{"name": "A b"}, {"name": "a-B"}]}, "two are called a-b"),
+        ({"arms": [{"name": "A b"}, {"name": "A b"}]}, "two are called A b"),
+        ({"arms": [{"name": "\u8054\u90a6"}, {"name": "\u8054\u90a6"}]}, "two are called \u8054\u90a6"),
         ({"arms": ["one"]}, "arms: a list of tables"),
         ({"reference": "three"}, "reference: 'three' is none of the arms"),
         ({"protocols": ["finetuned"]}, "name both"),
