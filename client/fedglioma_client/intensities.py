@@ -15,7 +15,7 @@ from fedglioma.landmarks import noisy_sums, private_sums, published_sums
 from fedglioma.noise import DELTA
 from fedglioma.privacy.noised_counts import one_scan_each
 from fedglioma.scale import FEWEST_CASES, MOST_DISTANCE, LandmarkSums, Scale, distance, landmark_sums
-from fedglioma_client.known_scale import remember_scale
+from fedglioma_client.known_scale import remember_scale, require_one_scale
 from fedglioma_client.published import told_counts
 from fedglioma_client.site import Site
 from fedglioma_client.spend import gaussian, told_once, was_told
@@ -91,48 +91,46 @@ def _epsilon(site: Site, settings: RunConfig) -> float | None:
 
 
 def cases_on_scale(
-    site: Site, scale: Scale | None, *, private: bool = False, quiet: bool = False
+    site: Site, scale: Scale | None, run: str, *, silent: bool = False
 ) -> tuple[PreparedCase, ...]:
     """Return the site's cases on the consortium's scale, or as they are where there is none.
 
+    A site that lies off refuses, unless its landmarks are told with noise or under masks: whether it refuses,
+    asked with one scale after another, would tell them exactly. It then says so in its own log, and its cases
+    are laid on the scale all the same.
+
     Parameters
     ----------
-    private : bool
-        Whether nobody else may learn how far off the site is, nor that it is: it then says so in its own log,
-        and its cases are laid on the scale all the same.
-    quiet : bool
-        Whether a refusal must give no figure and no sequence.
+    run : str
+        What the coordinator calls the run; it has one scale.
+    silent : bool
+        Whether the run is private or its statistics masked; so it is anyway with the site's own noise.
 
     Raises
     ------
     ScaleError
         The site's mean landmarks lie too far from the scale: prepared otherwise, or not MRI of heads.
+    ProtocolError
+        The run had another scale before.
     """
     if scale is not None:
         cases = [case.landmarks() for case in site.cases]
         far, modality = distance({m: told.mean for m, told in landmark_sums(cases).items()}, scale)
-        if far > MOST_DISTANCE and private:
+        if far > MOST_DISTANCE:
             logger.warning("intensities: the mean landmarks of %s lie %.0f points off", modality, far)
-        elif far > MOST_DISTANCE:
-            public = not quiet and modality in published_sums(cases, site.config.small_cell_limit)
-            raise ScaleError(_too_far(site, far, modality, public=public))
+        if not silent and site.config.landmark_epsilon is None:
+            require_one_scale(site.config, run, scale)
+            if far > MOST_DISTANCE:
+                public = modality in published_sums(cases, site.config.small_cell_limit)
+                raise ScaleError(_too_far(far, modality, public=public))
         remember_scale(site.config, scale)
     return on_scale(site.cases, scale, workers=site.config.workers)
 
 
-def _too_far(site: Site, far: float, modality: Modality | None, *, public: bool) -> str:
-    """Return the refusal's words, which travel.
-
-    They hold no figure where the site adds noise to its own, and nothing of a modality of which it may not
-    speak, as it has too few cases.
-    """
-    allowed = f"{MOST_DISTANCE:.0f} of 100 are allowed; look at its images in the quality report"
-    if not public:
-        logger.warning("intensities: the mean landmarks of %s lie %.0f points off", modality, far)
-        return f"intensities: the mean landmarks lie too far from the consortium's, {allowed}"
-    if site.config.landmark_epsilon is None:
-        lie = f"lie {far:.0f} points from the consortium's"
-    else:
-        lie = "lie too far from the consortium's"
-        logger.warning("intensities: the mean landmarks of %s lie %.0f points off", modality, far)
-    return f"intensities: the mean landmarks of {modality} {lie}, {allowed}"
+def _too_far(far: float, modality: Modality | None, *, public: bool) -> str:
+    """Return the refusal's words, which travel: no figure of a modality of which the site has few cases."""
+    lie = f"of {modality} lie {far:.0f} points" if public else "lie too far"
+    return (
+        f"intensities: the mean landmarks {lie} from the consortium's, {MOST_DISTANCE:.0f} of 100 are "
+        "allowed; look at its images in the quality report"
+    )

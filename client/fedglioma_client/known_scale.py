@@ -1,11 +1,13 @@
-"""The scale of the last run that the site trained in, for its own quality report."""
+"""The scales that a site was given: of the last run for its quality report, and one of each run, not two."""
 
+import hashlib
 import logging
 from typing import Final
 
 from pydantic import ValidationError
 
 from fedglioma.config.site import SiteConfig
+from fedglioma.errors import ProtocolError
 from fedglioma.newfile import replacing
 from fedglioma.scale import Scale
 
@@ -13,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 SCALE_NAME: Final = "intensity-scale.json"
 """In the state folder."""
+RUN_SCALES: Final = "run-scales"
+"""There too: of each run, under its name's digest, the id of its scale."""
 
 
 def last_scale(config: SiteConfig) -> Scale | None:
@@ -37,3 +41,32 @@ def remember_scale(config: SiteConfig, scale: Scale) -> None:
     if before is None or before.id != scale.id:
         with replacing(config.state / SCALE_NAME) as file:
             file.write(scale.model_dump_json(indent=1).encode() + b"\n")
+
+
+def require_one_scale(config: SiteConfig, run: str, scale: Scale) -> None:
+    """Refuse another scale than the run's first, which is kept.
+
+    A coordinator that tried scale after scale could find the site's landmarks by which of them it refuses.
+
+    Raises
+    ------
+    ProtocolError
+        The run had another scale before.
+    OSError
+        The scale cannot be kept.
+    """
+    if not config.state.is_dir():
+        return
+    # The run's name is the coordinator's word, so that it names no file as it stands.
+    path = config.state / RUN_SCALES / hashlib.sha256(run.encode()).hexdigest()[:32]
+    try:
+        first = path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        first = scale.id
+        path.parent.mkdir(exist_ok=True)
+        with replacing(path) as file:
+            file.write(f"{first}\n".encode())
+    if first != scale.id:
+        raise ProtocolError(
+            "intensities: this run had another intensity scale before, and has one; begin another run"
+        )

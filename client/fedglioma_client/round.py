@@ -1,6 +1,7 @@
 """One round of a site's work: counts for the statistics round, weights for a training round."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import ceil
@@ -191,6 +192,7 @@ def _fitted(
     if terms is not None:  # how they divide follows how many patients each step drew
         done = {"train": packing - started}
     seconds = {"setup": ready.seconds, **done, "pack": time.perf_counter() - packing}
+    digits = 4 if terms is None else 0
     reply = TrainReply(
         site=config.site,
         round=request.round,
@@ -201,10 +203,11 @@ def _fitted(
         steps=_told_steps(settings, counts),
         loss=None,
         loss_by_task={},
-        seconds={phase: round(value, 4) for phase, value in seconds.items()},
+        seconds={phase: round(value, digits) for phase, value in seconds.items()},
     )
-    if terms is None and not settings.secure_statistics:  # which losses are told says which counts are few
-        reply = reply.model_copy(update=_losses(summary, ready.labelled, config.small_cell_limit))
+    masked = settings.secure_aggregation or request.masking is not None
+    if terms is None and not masked:  # beside masks a hospital's losses would give its counts away
+        reply = reply.model_copy(update=told_losses(summary, ready.labelled, config.small_cell_limit))
     return Done(reply, content, norms_of(learner.model) if settings.strategy == "fedbn" else {})
 
 
@@ -220,8 +223,9 @@ class _Ready:
 def _ready(request: TrainRequest, weights: Packed, site: Site) -> _Ready:
     settings, config = request.settings, site.config
     started = time.perf_counter()
-    private, quiet = settings.privacy == "site", settings.secure_statistics
-    cases = cases_on_scale(site, request.scale, private=private, quiet=quiet)
+    private = settings.privacy == "site"
+    silent = private or settings.secure_statistics
+    cases = cases_on_scale(site, request.scale, request.run, silent=silent)
     labelled = [prepared for prepared in cases if has_target(prepared.case, settings.tasks)]
     # A private round without a labelled case is steps of noise: that there is one, nobody may learn for sure.
     if not labelled and not private:
@@ -277,15 +281,21 @@ def _told_steps(settings: RunConfig, counts: SiteCounts) -> int:
     return settings.local_epochs * ceil(batches / settings.accumulate)
 
 
-def _losses(summary: FitSummary, labelled: list[PreparedCase], limit: int) -> dict[str, object]:
-    """Return the losses of a round that may be told."""
-    return {
-        "loss": publishable_loss(summary.loss, len(labelled), limit),
-        "loss_by_task": {
-            task: publishable_loss(value, sum(has_target(item.case, (task,)) for item in labelled), limit)
-            for task, value in summary.loss_by_task().items()
-        },
-    }
+def told_losses(summary: FitSummary, labelled: Sequence[PreparedCase], limit: int) -> dict[str, object]:
+    """Return the losses of a round that may be told beside an update that is neither masked nor noised.
+
+    Under a small-cell limit the total alone, to two significant digits, and nothing of fewer cases than the
+    limit: each gene's loss beside the total would tell how many have it measured, and one of a network that
+    says the same of everybody how many have which status.
+    """
+    if limit == 1:
+        by_task = {task: _rounded(value, 4) for task, value in summary.loss_by_task().items()}
+        return {"loss": _rounded(summary.loss, 4), "loss_by_task": by_task}
+    return {"loss": None if len(labelled) < limit else _rounded(summary.loss, 2), "loss_by_task": {}}
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else float(f"{value:.{digits}g}")
 
 
 def local_counts(site: Site) -> dict[Gene, tuple[float, float]]:
@@ -298,11 +308,3 @@ def local_counts(site: Site) -> dict[Gene, tuple[float, float]]:
         )
         for gene in GENES
     }
-
-
-def publishable_loss(value: float | None, cases: int, limit: int) -> float | None:
-    """Return a mean loss to four significant digits, or nothing where it is of fewer cases than the limit.
-
-    The mean over a single case would be that case's own loss, which a membership attack asks for.
-    """
-    return None if value is None or cases < limit else float(f"{value:.4g}")

@@ -7,12 +7,14 @@ The coordinator's held-out patients are some hospital's patients, too. ``metrics
 ======================================  ===========================================================
 kept back                               where
 ======================================  ===========================================================
-AUC, sensitivity, specificity,          fewer patients than the limit have one of the two statuses;
-majority class, gain, who has which     the majority class would give their number
-all figures of a marker or an outline   fewer patients than the limit are known or outlined
+all figures of a marker, who has which  fewer patients than the limit have one of the two statuses, or are
+                                        known: of a network that says the same of everybody accuracy and
+                                        log loss give their number
+all figures of an outline               fewer patients than the limit are outlined
 exact numbers of all groups of a table  one of them has fewer patients of a status than the limit:
-                                        it would follow from the others and the sum
+and their accuracies                    it would follow from the others and the sum
 each cell of the WHO table              one of its cells is few
+agreement of the WHO table              fewer cases than the limit have one of the classes
 ======================================  ===========================================================
 
 How many patients a marker was not measured in is no status and is told, as long as some status is.
@@ -27,13 +29,12 @@ from fedglioma.metrics.bootstrap import Measure
 from fedglioma.metrics.genotype import GeneMetrics
 from fedglioma.metrics.segmentation import SegmentationMetrics
 from fedglioma.metrics.tables import Evaluation, caution_of
-from fedglioma.metrics.who import WhoClass, WhoTable
+from fedglioma.metrics.who import CLASSES, WhoClass, WhoTable
 
 Groups = Mapping[str, Mapping[Gene, GeneMetrics]]
 
-_OF_STATUSES = ("auc", "sensitivity", "specificity", "majority", "gain")
-_OF_ANYBODY = (*_OF_STATUSES, "accuracy", "log_loss")
-_COUNTING = ("majority", "gain")
+_FIGURES = ("auc", "accuracy", "majority", "gain", "sensitivity", "specificity", "log_loss")
+_COUNTING = ("accuracy", "majority", "gain", "log_loss")
 _OUTLINES = ("mean_dice", "median_dice", "mean_hd95_mm", "mean_volume_error_ml")
 
 
@@ -89,10 +90,10 @@ def of_marker(metrics: GeneMetrics) -> GeneMetrics:
     caution = None if metrics.caution is None else without_few(metrics.caution)
     if is_few(metrics.n_patients):
         why = f"fewer than {PASSED_ON} patients with a known status"
-        return _without(metrics, _OF_ANYBODY, why, caution=caution, withheld="row", **_scrubbed(1))
+        return _without(metrics, _FIGURES, why, caution=caution, withheld="row", **_scrubbed(1))
     why = f"fewer than {PASSED_ON} patients of one status"
     return _without(
-        metrics, _OF_STATUSES, why, caution=caution, withheld="statuses", positives=0, class_patients=None
+        metrics, _FIGURES, why, caution=caution, withheld="statuses", positives=0, class_patients=None
     )
 
 
@@ -182,8 +183,8 @@ def _of_classes(who: WhoTable) -> WhoTable:
     codes = coded(cells) or cells
     by_row = iter(codes)
     counts = {row: {column: next(by_row) for column in found} for row, found in who.counts.items()}
-    why = f"fewer than {PASSED_ON} cases whose measured markers give a class"
+    why = f"fewer than {PASSED_ON} cases have one of the classes"
     gone = {}
-    if is_few(who.compared):
+    if any(is_few(sum(who.counts[known].values())) for known in CLASSES):
         gone = {name: Measure(value=None, reason=why) for name in ("agreement", "majority")}
     return who.model_copy(update={"counts": counts, "withheld": True, **gone})

@@ -128,7 +128,7 @@ class ServerGauges:
             self._show("loss", task, name, site.loss_by_task.get(task))
 
     def _show_heldout(self, heldout: HeldOutRound) -> None:
-        self._show("loss", "", "", heldout.loss)
+        self._show("loss", "", "", heldout.told_loss)
         for name, values in (
             ("loss", heldout.loss_by_task),
             ("auc", heldout.auc),

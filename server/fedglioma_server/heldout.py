@@ -41,15 +41,26 @@ logger = logging.getLogger(__name__)
 FloatArray = NDArray[np.float64]
 
 
-def measure(scores: Scores, tasks: Sequence[Task], settings: RunConfig) -> HeldOutRound:
+def measure(
+    scores: Scores, tasks: Sequence[Task], settings: RunConfig, patients: Sequence[str] | None = None
+) -> HeldOutRound:
     """Return losses, AUC and accuracy per gene and Dice; None where no or only one class is known.
 
-    None too where a figure would be of fewer patients than may be told of: it is logged, drawn and shown to
-    a monitoring system. The loss that chooses is computed from all of them.
+    None too where a figure would be of fewer patients than may be told of, or of fewer of one status: it is
+    logged, drawn and shown to a monitoring system. Where one task's loss is such, no task's is told: it would
+    follow from the others and their mean. The loss that chooses is computed from all of them.
+
+    Parameters
+    ----------
+    patients : sequence of str, optional
+        Whose the cases are, in the order of ``scores``; without it every case is a patient.
     """
+    names = list(map(str, range(len(scores.labels)))) if patients is None else patients
+    people = np.unique(names, return_inverse=True)[1]
     losses = {task: _mean(scores.losses[:, column]) for column, task in enumerate(tasks)}
     auc: dict[Gene, float | None] = {}
     accuracy: dict[Gene, float | None] = {}
+    few = any(is_few(_known(scores.losses[:, column], people)) for column in range(len(tasks)))
     for gene in settings.genes:
         index = GENES.index(gene)
         known = scores.labels[:, index] >= 0
@@ -57,28 +68,28 @@ def measure(scores: Scores, tasks: Sequence[Task], settings: RunConfig) -> HeldO
             gene_metrics(
                 scores.labels[known, index].numpy(),
                 scores.probabilities[known, index].numpy().astype(np.float64),
+                people[known.numpy()],
                 resamples=0,
             )
         )
         auc[gene], accuracy[gene] = measured.auc.value, measured.accuracy.value
+        few = few or bool(measured.withheld)
     # Masks drawn at random are learned against, but nothing is chosen by them.
     judged = tasks if settings.targets != "random" else settings.genes
     known_losses = [value for task in judged if (value := losses[Task(task)]) is not None]
     return HeldOutRound(
         cases=len(scores.labels),
         loss=mean(known_losses) if known_losses else None,
-        loss_by_task={
-            task: None if is_few(_known(scores.losses[:, column])) else losses[task]
-            for column, task in enumerate(tasks)
-        },
+        loss_by_task=dict.fromkeys(tasks) if few else losses,
         auc=auc,
         accuracy=accuracy,
-        dice=None if is_few(_known(scores.dice)) else _mean(scores.dice),
+        dice=None if is_few(_known(scores.dice, people)) else _mean(scores.dice),
     )
 
 
-def _known(values: FloatArray) -> int:
-    return int((~np.isnan(values)).sum())
+def _known(values: FloatArray, people: NDArray[np.int64]) -> int:
+    """Return how many patients have a value in any case."""
+    return len(np.unique(people[~np.isnan(values)]))
 
 
 def _mean(values: FloatArray) -> float | None:
@@ -213,7 +224,8 @@ class HeldOut:
             loss=self.learner.loss,
             reader=Reader.of(settings),
         )
-        return measure(scores, self.learner.tasks, settings)
+        patients = [prepared.case.patient for prepared in self.dataset.cases]
+        return measure(scores, self.learner.tasks, settings, patients)
 
 
 def _better(loss: float | None, best: float | None) -> bool:
@@ -231,7 +243,7 @@ def best_round(rounds: list[RoundRecord]) -> RoundRecord | None:
 
 def describe(line: RoundRecord, rounds: int) -> str:
     """Return one line for the log: ``round 7/50: held-out loss 3.210, IDH AUC 0.81 …``."""
-    loss = "undefined" if line.heldout.loss is None else f"{line.heldout.loss:.4f}"
+    loss = line.heldout.loss_text(4) or "undefined"
     scores = [
         f"{GENE_TITLES[gene]} AUC {value:.2f}" if value is not None else f"{GENE_TITLES[gene]} AUC -"
         for gene, value in line.heldout.auc.items()

@@ -68,7 +68,7 @@ def agree_on_scale(said: Said, epsilons: Mapping[str, float | None] | None = Non
 def agree_on_sum(told: Pooled) -> Agreed:
     """Return the scale of a masked sum: of all sites together, with nobody to doubt.
 
-    A site that lies far off drags it along unseen; it will refuse the scale itself, as will others.
+    A site that lies far off drags it along unseen; it finds so in its own log, as may others in theirs.
     """
     scale = fit_with_noise([told.landmarks], [dict.fromkeys(told.landmarks, 0.0)])
     return Agreed(scale.model_copy(update={"sites": told.speaking}), ())

@@ -6,6 +6,7 @@ from typing import Any
 
 from fedglioma.config.run import RunConfig
 from fedglioma.noise import DELTA
+from fedglioma_server.linkage import words_of
 from fedglioma_server.records import PrivacyRecord, RoundRecord, RunRecord
 from fedglioma_server.spending import noise_over_gradient, spent_by_site, spent_of
 
@@ -47,13 +48,15 @@ TAGS = (
     "known, of each patient, among tags of nobody; who lacks the key cannot try what they stand for"
 )
 LOSSES = (
-    "per round: mean training loss in total and per gene to four digits, where at least the small-cell limit "
-    "of cases stands behind it; number of steps, seconds by phase"
+    "per round: mean training loss in total, to two digits, where at least the small-cell limit of cases "
+    "stands behind it (of a hospital whose limit is 1 also per gene, to four); number of steps, seconds by "
+    "phase"
 )
 PRIVATE_ROUND = (
-    "per round: the agreed number of steps, seconds by phase, and the head of the hospital's privacy ledger, "
-    "which says that it has lines and nothing of what is in them; no training loss"
+    "per round: the agreed number of steps, whole seconds by phase, and the head of the hospital's privacy "
+    "ledger, which says that it has lines and nothing of what is in them; no training loss"
 )
+SUMMED_ROUND = "per round: number of steps of the published cases, seconds by phase; no training loss"
 MASKED_ROUND = "per round: seconds by phase; no number of steps and no training loss"
 DROWNED = 10.0
 """Times as long as the gradient: about where made-up patients are guessed at (docs/privacy.md)."""
@@ -152,7 +155,7 @@ def _terms(record: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str, Any]:
         "steps_per_round": settings.steps_per_round,
         "counts_epsilon": settings.counts_epsilon,
         "statement": f"{_site(settings, words)} {noise_words(record)}".strip(),
-        "not_covered": _around_site(settings),
+        "not_covered": _around_site(record),
     }
 
 
@@ -180,16 +183,30 @@ def _central(words: dict[str, str]) -> str:
     ).format(**words)
 
 
-def _around_site(settings: RunConfig) -> list[str]:
+def _around_site(record: RunRecord) -> list[str]:
     """Return what the epsilon of noised training does not cover."""
     return [
-        *(["tags of patients and images, to whoever has their key"] if settings.find_duplicates else []),
+        _at_several(record),
+        *(["tags of patients and images, to whoever has their key"] * record.settings.find_duplicates),
         "that a hospital takes part, and when, and that it refuses when its budget is spent",
         "how long its rounds take, which follows how many patients were drawn",
         "other runs of the same hospital, and rounds that were asked again with other weights: its ledger "
         "adds them up, this epsilon does not",
-        "the coordinator's own held-out patients, on whom the model was chosen and measured",
+        "the coordinator's own held-out patients, on whom the model was chosen and measured, and their "
+        "numbers",
+        *(["how many cases were left out or warned about, and why"] if record.issues else []),
     ]
+
+
+def _at_several(record: RunRecord) -> str:
+    """Return that an epsilon is of one hospital's part, and who are known to share patients."""
+    said = (
+        "a patient at several hospitals of this run: epsilon is that of one hospital's part, and such a "
+        "patient's is that of all of them together"
+    )
+    pairs = [] if record.linkage is None else record.linkage.pairs
+    shared = "; ".join(f"{' and '.join(pair.sites)}, {words_of(pair)}" for pair in pairs)
+    return f"{said}. In this run these seem to share patients: {shared}" if shared else said
 
 
 def _around_central() -> list[str]:
@@ -209,7 +226,9 @@ def _noised(settings: RunConfig) -> str:
 def _per_round(settings: RunConfig) -> str:
     if settings.privacy == "site":
         return PRIVATE_ROUND
-    return MASKED_ROUND if settings.secure_statistics else LOSSES
+    if settings.secure_statistics:
+        return MASKED_ROUND
+    return SUMMED_ROUND if settings.secure_aggregation else LOSSES
 
 
 def _counts(settings: RunConfig) -> str:

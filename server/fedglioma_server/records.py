@@ -198,7 +198,10 @@ class SiteRound(Record):
 
 
 class HeldOutRound(Record):
-    """The global model on the selection split after a round; None where undefined."""
+    """The global model on the selection split after a round; None where undefined or of few patients.
+
+    ``loss`` chooses the round and has all digits. What is logged, drawn and shown elsewhere is ``told_loss``.
+    """
 
     cases: int
     loss: float | None
@@ -206,6 +209,22 @@ class HeldOutRound(Record):
     auc: dict[Gene, float | None]
     accuracy: dict[Gene, float | None]
     dice: float | None = Field(default=None, description="mean over the cases with an outlined tumour")
+
+    @property
+    def coarse(self) -> bool:
+        """Whether few patients, or few of one status, are behind a part of the loss."""
+        return not any(value is not None for value in self.loss_by_task.values())
+
+    @property
+    def told_loss(self) -> float | None:
+        """The loss as it may be told: to two digits where few patients are behind a part of it."""
+        return self.loss if self.loss is None or not self.coarse else float(f"{self.loss:.2g}")
+
+    def loss_text(self, decimals: int) -> str:
+        """Return the loss as it may be printed, with so many decimals at most; empty where there is none."""
+        if self.loss is None:
+            return ""
+        return f"{self.loss:.2g}" if self.coarse else f"{self.loss:.{decimals}f}"
 
 
 class RoundRecord(Record):

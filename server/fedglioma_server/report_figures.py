@@ -46,7 +46,7 @@ def round_figures(
         return Figures(missing=("No round is on record yet, so there is no curve.",))
     numbers = [record.round for record in rounds]
     losses = [
-        Curve("Mean", [record.heldout.loss for record in rounds], style=None),
+        Curve("Mean", [record.heldout.told_loss for record in rounds], style=None),
         *(
             Curve(TASK_TITLES[task], [record.heldout.loss_by_task.get(task) for record in rounds], style)
             for style, task in enumerate(TASKS)

@@ -89,7 +89,7 @@ def summary(saved: Saved) -> str:
 def _training_cases(saved: Saved) -> str:
     run = saved.run
     kind = "made-up training case" if saved.synthetic else "training case"
-    if run.splits:
+    if run.splits and run.settings.privacy != "site":
         return words.count(sum(split.train for split in run.splits.values()), kind)
     return f"about {words.count(sum(site.cases for site in run.told.values()), kind)}"
 

@@ -5,19 +5,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from fedglioma.case import CLASS_TITLES, GENE_TITLES, GENES, Task
 from fedglioma.config.effect import without_effect
 from fedglioma.config.run import RunConfig
-from fedglioma.counts import shown_cells
+from fedglioma.counts import PASSED_ON, shown_cells
 from fedglioma_server import report_text as words
 from fedglioma_server.records import DataIssue, RoundRecord, RunRecord, SiteRound
 from fedglioma_server.report_tables import FOLD_ABOVE, Cell, Notes, Row, Table, setting
 
 SPLITS = ("train", "selection", "report")
+FEW_CHOOSE = (
+    f"Fewer than {PASSED_ON} of them are known, or have one of the statuses, in some marker or outline: its "
+    "figures are kept back, no loss is given by task, and their mean has two digits."
+)
+NO_LOSS = (
+    "No hospital told its training loss. None does in a run with noise at the hospitals or with masked "
+    "updates, and none of fewer patients than its limit for small counts."
+)
 
 
 def sites_table(run: RunRecord) -> Table:
     """Return cases per site and split, and how many of the training cases carry each status."""
-    splits = (
-        ("Training", "Choosing the model", "Held out for this report") if run.splits else ("Training, about",)
-    )
+    training = "Training" if _exact(run) else "Training, about"
+    splits = (training, "Choosing the model", "Held out for this report") if run.splits else (training,)
     over = [("", 1), ("Cases", len(splits))]
     over += [(f"{GENE_TITLES[gene]} of the training cases", 3) for gene in GENES]
     statuses = [name for gene in GENES for name in (*CLASS_TITLES[gene], "unknown")]
@@ -36,7 +43,8 @@ def sites_table(run: RunRecord) -> Table:
         if outlines:
             cells.append(Cell(words.DASH if data is None else words.cell(data.masks, data.small_cell_limit)))
         rows.append(Row(tuple(cells)))
-    remark = "" if run.splits else "About: rounded up by the hospital. "
+    noised = "with noise, and " if run.settings.privacy == "site" else ""
+    remark = "" if _exact(run) else f"About: {noised}rounded up by the hospital. "
     if any(data.small_cell_limit > 1 for data in run.told.values()):
         remark += (
             "A hospital rounds its label counts to the nearest multiple of its limit, so they do not add "
@@ -57,14 +65,21 @@ def sites_table(run: RunRecord) -> Table:
     return Table("Cases per hospital", columns, tuple(rows), over=tuple(over), remark=remark.strip())
 
 
+def _exact(run: RunRecord) -> bool:
+    """Whether exact numbers of training cases may be told: they are known, and no noise hides them."""
+    return bool(run.splits) and run.settings.privacy != "site"
+
+
 def _split_cells(run: RunRecord, site: str) -> list[Cell]:
+    about = Cell(words.integer(run.told[site].cases) if site in run.told else words.DASH)
     if not run.splits:
-        return [Cell(words.integer(run.told[site].cases))]
+        return [about]
     if site not in run.splits:
         return [Cell(words.DASH)] * len(SPLITS)
     place = list(run.splits).index(site)
     columns = ([getattr(split, name) for split in run.splits.values()] for name in SPLITS)
-    return [Cell(shown_cells(column)[place]) for column in columns]
+    cells = [Cell(shown_cells(column)[place]) for column in columns]
+    return cells if _exact(run) else [about, *cells[1:]]
 
 
 def modalities_table(run: RunRecord) -> Table:
@@ -132,7 +147,7 @@ def rounds_table(rounds: Sequence[RoundRecord], chosen: int | None) -> Table:
         answered = sum(site.status == "ok" for site in asked)
         cells = [
             Cell(f"{record.round} (untrained)" if record.round == 0 else str(record.round), head=True),
-            Cell(words.decimal(record.heldout.loss, 3)),
+            Cell(record.heldout.loss_text(3) or words.DASH),
             *(Cell(words.decimal(record.heldout.auc.get(gene))) for gene in genes),
             *(Cell(words.percent(record.heldout.accuracy.get(gene))) for gene in genes),
             *([Cell(words.decimal(record.heldout.dice))] if outlines else []),
@@ -156,7 +171,8 @@ def rounds_table(rounds: Sequence[RoundRecord], chosen: int | None) -> Table:
             *((("Time", len(phases)),) if phases else ()),
         ),
         words=frozenset(),
-        remark="Measured on the held-out patients that choose the model, not on those reported above.",
+        remark="Measured on the held-out patients that choose the model, not on those reported above."
+        + (f" {FEW_CHOOSE}" if any(record.heldout.coarse for record in rounds) else ""),
         fold=True,
     )
 
@@ -212,8 +228,15 @@ def site_rounds_table(rounds: Sequence[RoundRecord]) -> Table:
         over=tuple(over),
         words=frozenset({1, 2}),
         notes=notes.listed(),
+        remark=_no_loss(rounds),
         fold=True,
     )
+
+
+def _no_loss(rounds: Sequence[RoundRecord]) -> str:
+    """Return why there is no training loss; empty where there is one, or nothing was trained."""
+    trained = [site for record in rounds for site in record.sites.values() if site.status == "ok"]
+    return NO_LOSS if trained and all(site.loss is None for site in trained) else ""
 
 
 def site_summary_table(rounds: Sequence[RoundRecord]) -> Table:
@@ -241,6 +264,7 @@ def site_summary_table(rounds: Sequence[RoundRecord]) -> Table:
         "Hospitals over the whole run",
         ("Hospital", "Rounds taken part", "First training loss", "Last", "Steps", "Time", "Received", "Sent"),
         tuple(rows),
+        remark=_no_loss(rounds),
     )
 
 

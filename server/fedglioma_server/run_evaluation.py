@@ -13,6 +13,7 @@ from fedglioma.data.standardize import on_scale
 from fedglioma.errors import ConfigError
 from fedglioma.metrics.predictions import Predictions
 from fedglioma.metrics.segmentation import SegmentationMetrics
+from fedglioma.metrics.small_cells import outlined, told
 from fedglioma.metrics.tables import Evaluation, evaluate
 from fedglioma.training.released import load_model
 from fedglioma_server.card_tables import measure_text
@@ -92,10 +93,10 @@ def overall_lines(evaluation: Evaluation) -> list[str]:
     """Return a line per gene, the majority class beside each accuracy, and the caution if there is one."""
     lines = []
     for gene, found in evaluation.overall.items():
-        baseline = measure_text(found.majority, interval=False)
+        baseline, known = measure_text(found.majority, interval=False), told(found).known
         lines.append(
             f"  {GENE_TITLES[gene]:<7} AUC {measure_text(found.auc):<18} "
-            f"accuracy {measure_text(found.accuracy):<18} (majority class {baseline}; {found.n} known)"
+            f"accuracy {measure_text(found.accuracy):<18} (majority class {baseline}; {known} known)"
         )
     if evaluation.segmentation is not None:
         lines.append(tumour_line(evaluation.segmentation))
@@ -105,7 +106,7 @@ def overall_lines(evaluation: Evaluation) -> list[str]:
 def tumour_line(found: SegmentationMetrics) -> str:
     """Return one line on how well tumours were outlined."""
     dice, distance = measure_text(found.mean_dice), measure_text(found.mean_hd95_mm)
-    return f"  {'Tumour':<7} Dice {dice:<17} HD95 {distance} mm ({found.n - found.no_dice} outlined)"
+    return f"  {'Tumour':<7} Dice {dice:<17} HD95 {distance} mm ({outlined(found)} outlined)"
 
 
 def _draw(evaluation: Evaluation, predictions: Predictions, out: Path) -> None:

@@ -1,7 +1,13 @@
-"""What a finished run says at its end, in words and as data; the same for a simulation and a server."""
+"""What a finished run says at its end, in words and as data; the same for a simulation and a server.
+
+A server's lines are kept in logs: they have no figure of few patients (``small_cells.py``); the run folder's
+``evaluation/metrics.json`` has all of them.
+"""
 
 from typing import Any
 
+from fedglioma.counts import PASSED_ON, shown
+from fedglioma.metrics.small_cells import passed_on
 from fedglioma.metrics.tables import Evaluation
 from fedglioma_server.records import PrivacyRecord, RunRecord, read_json
 from fedglioma_server.run_evaluation import overall_lines
@@ -16,7 +22,7 @@ def run_result(record: RunRecord, folder: RunFolder) -> tuple[dict[str, Any], st
     ConfigError
         The folder holds no evaluation.
     """
-    evaluation = read_json(folder.evaluation / "metrics.json", Evaluation)
+    evaluation = passed_on(read_json(folder.evaluation / "metrics.json", Evaluation))
     privacy = read_json(folder.path / "privacy.json", PrivacyRecord)
     data = {
         "run_id": record.run_id,
@@ -34,8 +40,10 @@ def run_result(record: RunRecord, folder: RunFolder) -> tuple[dict[str, Any], st
     lines = [f"run {record.run_id}: {rounds} over {len(record.sites)} sites"]
     if record.synthetic:
         lines.append("SYNTHETIC DATA: made-up patients, nothing here is clinical evidence")
-    lines.append(f"held out for the report: {evaluation.n_cases} cases")
+    lines.append(f"held out for the report: {shown(evaluation.n_cases)} cases")
     lines += overall_lines(evaluation)
+    if any(found.withheld for found in evaluation.overall.values()):
+        lines.append(f"figures of fewer than {PASSED_ON} patients of a status: evaluation/metrics.json alone")
     lines += [
         f"{_privacy_line(privacy)}; research use only, not a medical device",
         f"report: {folder.report}",

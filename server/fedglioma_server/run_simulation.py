@@ -137,13 +137,13 @@ def run(request: Request) -> Result:
     folder = RunFolder(request.out or RUNS / run_name())
     request.check(folder)
     simulation = _simulation(request, folder, gather_for(request, folder, request.settings()))
-    _announce(simulation.gathering)
+    _announce(simulation.gathering, private=simulation.settings.privacy == "site")
     with progress("prepare", unit="cases") as shown:
         prepared = simulate.prepare(simulation, shown)
     if prepared.exclusions:
-        left_out = (
-            f"{len(prepared.exclusions)} more left out while preparing, {len(prepared.cases)} take part"
-        )
+        left_out = f"{len(prepared.exclusions)} more left out while preparing"
+        if simulation.settings.privacy != "site":
+            left_out += f", {len(prepared.cases)} take part"
         human().print(f"{left_out}; reasons in the report, patients in work/findings.csv", markup=False)
     with progress("train", unit="replies") as shown:
         record = simulate.run(simulation, prepared, shown)
@@ -255,12 +255,16 @@ def _division(request: Request, gathering: Gathering) -> Division | None:
     return division
 
 
-def _announce(gathering: Gathering) -> None:
+def _announce(gathering: Gathering, *, private: bool) -> None:
+    """Say who takes part; in a private run without exact numbers, which would stand beside the noised."""
     console = human()
     if gathering.synthetic:
         console.print("[bold yellow]SYNTHETIC DATA: made-up patients, nothing here is clinical evidence[/]")
-    hospitals = ", ".join(f"{h.config.site} {len(h.cases)}" for h in gathering.hospitals)
-    console.print(f"{len(gathering.cases)} usable cases: {hospitals}", markup=False, soft_wrap=True)
+    numbers = "" if private else f"{len(gathering.cases)} "
+    hospitals = ", ".join(
+        h.config.site if private else f"{h.config.site} {len(h.cases)}" for h in gathering.hospitals
+    )
+    console.print(f"{numbers}usable cases: {hospitals}", markup=False, soft_wrap=True)
     for what, findings in (("left out", gathering.exclusions), ("warned about", gathering.warnings)):
         if findings:
             console.print(

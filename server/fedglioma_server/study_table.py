@@ -15,6 +15,8 @@ from fedglioma_server.study_results import Known, RowName, TaskTable
 
 RESULTS = "results.json"
 """Where a study's result lies in its folder."""
+FEW = "fewer than"
+"""How the reason begins why a measure is kept back."""
 PERMUTATIONS_PER_RESAMPLE = 10
 """A p-value wants finer steps than an interval: 9,999 swaps for 1,000 resamples."""
 
@@ -176,12 +178,10 @@ def too_few(criterion: Criterion, table: TaskTable) -> str:
     if rows.labels is None:
         outlined = [~np.isnan(values).all(axis=1) for values in table.values.values()]
         groups = [np.any(outlined, axis=0)] if outlined else []
-    elif criterion is Criterion.ACCURACY:
-        groups = [rows.labels >= 0]
     else:
         groups = [rows.labels == 0, rows.labels == 1]
     if any(is_few(len(np.unique(rows.patients[group]))) for group in groups):
-        return f"fewer than {PASSED_ON} patients" + (" of one status" if len(groups) > 1 else "")
+        return f"{FEW} {PASSED_ON} patients" + (" of one status" if len(groups) > 1 else "")
     return ""
 
 
@@ -211,4 +211,26 @@ def gains_of(
                 }
                 if lines:
                     gains.append(Gain(site=site or "all", arm=arm, measure=measure, lines=lines))
-    return gains
+    return _without_sums(gains)
+
+
+def _without_sums(gains: Sequence[Gain]) -> list[Gain]:
+    """Return the gains without accuracies from which, with that of all, the one kept back would follow."""
+    few = {(gain.arm, gain.measure) for gain in gains if _is_part(gain) and _kept_back(gain)}
+    gone = Measure(value=None, reason="it would tell how few another hospital has")
+    hidden = {"value": gone, "comparison": None, "p_adjusted": None}
+    return [
+        gain.model_copy(update={"lines": {n: e.model_copy(update=hidden) for n, e in gain.lines.items()}})
+        if _is_part(gain) and (gain.arm, gain.measure) in few and not _kept_back(gain)
+        else gain
+        for gain in gains
+    ]
+
+
+def _is_part(gain: Gain) -> bool:
+    """Whether it is one hospital's share of a sum of right answers that stands in the row of all."""
+    return gain.measure.endswith(f".{Criterion.ACCURACY}") and gain.site != "all"
+
+
+def _kept_back(gain: Gain) -> bool:
+    return any((entry.value.reason or "").startswith(FEW) for entry in gain.lines.values())

@@ -126,7 +126,7 @@ def test_a_round_of_two_processes_gives_the_weights_of_one_and_listens_on_loopba
     moved = max(float(np.abs(one[group] - start[group]).max(initial=0)) for group in GROUPS)
     assert moved > 1e-4
     assert apart < 1e-5
-    assert said.loss == pytest.approx(told.loss, rel=1e-3)  # rounded to four digits
+    assert said.loss == pytest.approx(told.loss, rel=0.02)  # rounded to two digits
     assert (said.steps, said.weights) == (told.steps, told.weights)
     assert not list((tmp_path / "state" / "jobs").iterdir())
     assert not processes_of(tmp_path)

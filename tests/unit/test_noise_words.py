@@ -8,7 +8,14 @@ from dp_accounting.rdp import RdpAccountant
 from fedglioma.config.run import RunConfig
 from fedglioma.privacy.accounting import Mechanism, Spent, gaussian_equivalent
 from fedglioma_server.privacy import noise_words, privacy_record
-from fedglioma_server.records import RoundRecord, RunRecord, SiteData, SiteRound
+from fedglioma_server.records import (
+    Linkage,
+    RoundRecord,
+    RunRecord,
+    SharedPatients,
+    SiteData,
+    SiteRound,
+)
 from fedglioma_server.spending import (
     epsilon_after,
     noise_over_gradient,
@@ -64,6 +71,16 @@ def test_so_few_patients_that_noise_hides_them_all_are_told_without_a_number() -
     assert words.startswith(
         "There are so few patients that the hospitals' noised counts add up to none: expect"
     )
+
+
+def test_patient_at_several_hospitals_is_named_as_not_covered_and_who_shares_any() -> None:
+    record = record_of(private(1.0), [40, 40], 1000)
+    (said,) = [line for line in privacy_record(record).not_covered if "at several hospitals" in line]
+    assert "share patients" not in said
+    pair = SharedPatients(sites=("site0", "site1"), at_least=10, small_cell_limit=5)
+    linked = record.model_copy(update={"linkage": Linkage(compared=["site0", "site1"], pairs=[pair])})
+    (said,) = [line for line in privacy_record(linked).not_covered if "at several hospitals" in line]
+    assert said.endswith("these seem to share patients: site0 and site1, at least 10 patients")
 
 
 def test_nothing_is_said_without_privacy_or_sites() -> None:

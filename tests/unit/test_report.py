@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from fedglioma.config.run import RunConfig
 from fedglioma.errors import ConfigError
 from fedglioma_server.records import RunRecord, read_json, write_json
 from fedglioma_server.report import write_report
+from fedglioma_server.report_run import site_rounds_table, site_summary_table, sites_table
+from fedglioma_server.report_saved import read_saved
 from tests.report_fixture import interrupted_run, poor_run, rich_run
 
 SECTIONS = ["result", "markers", "survival", "data", "training", "settings", "privacy", "reading"]
@@ -289,6 +292,44 @@ def test_a_real_server_that_knows_no_splits_shows_rounded_totals(stopped: Path) 
     text = page_of(write_report(stopped).parent).text
     assert "was trained at 2 hospitals (henan and ningxia) on about 80 training cases" in text
     assert "About: rounded up by the hospital." in text
+
+
+def test_report_of_a_private_simulation_has_the_noised_numbers_alone(rich: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(rich, folder)
+    record = read_json(folder / "run.json", RunRecord)
+    exact = [split.train for split in record.splits.values()]
+    private = RunConfig(privacy="site", noise_multiplier=2.0)
+    noised = {
+        site: data.model_copy(update={"cases": 205 + 105 * number, "counts_epsilon": 0.5})
+        for number, (site, data) in enumerate(record.sites.items())
+    }
+    changed = {"settings": private, "sites": noised}
+    write_json(folder / "run.json", record.model_copy(update=changed))
+    write_report(folder)
+    text = page_of(folder).text
+    assert f"on about {3 * 205 + 3 * 105} made-up training cases" in text
+    assert f"{sum(exact)} made-up" not in text
+    assert "About: with noise, and rounded up by the hospital." in text
+    table = sites_table(record.model_copy(update=changed))
+    rows = [[cell.text for cell in row.cells] for row in table.rows]
+    assert [row[1] for row in rows] == ["205", "310", "415"]
+    assert [row[2] for row in rows] == [str(split.selection) for split in record.splits.values()]
+    told = {site: data.model_copy(update={"cases": 1}) for site, data in record.sites.items()}
+    plain = sites_table(record.model_copy(update={"sites": told}))
+    assert [row.cells[1].text for row in plain.rows] == [str(n) for n in exact]
+
+
+def test_hospitals_that_told_no_loss_are_said_to_have_told_none(rich: Path) -> None:
+    rounds = [
+        line.model_copy(
+            update={"sites": {n: s.model_copy(update={"loss": None}) for n, s in line.sites.items()}}
+        )
+        for line in read_saved(rich).rounds
+    ]
+    for table in (site_summary_table(rounds), site_rounds_table(rounds)):
+        assert "No hospital told its training loss." in table.remark
+    assert site_summary_table(read_saved(rich).rounds).remark == ""
 
 
 def test_a_run_without_follow_up_says_why_there_are_no_curves(stopped: Path) -> None:

@@ -1,5 +1,6 @@
 """What a hospital says of its intensities, and when its cases are not laid on the scale."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from math import sqrt
 from pathlib import Path
@@ -9,10 +10,10 @@ import pytest
 from fedglioma.config.run import RunConfig
 from fedglioma.config.site import PrivacyLimits, SiteConfig
 from fedglioma.data.prepared import PreparedCase
-from fedglioma.errors import BudgetExhausted, ScaleError
+from fedglioma.errors import BudgetExhausted, ProtocolError, ScaleError
 from fedglioma.noise import delta_of, sigma_for
 from fedglioma.privacy.ledger import Ledger
-from fedglioma.scale import fit_scale
+from fedglioma.scale import Scale, fit_scale
 from fedglioma_client import intensities
 from fedglioma_client.intensities import cases_on_scale
 from fedglioma_client.known_scale import SCALE_NAME, last_scale
@@ -106,10 +107,10 @@ def test_nothing_is_said_where_there_is_no_common_scale(change, tmp_path, cases)
 
 def test_site_that_is_off_is_refused_with_the_distance(tmp_path, cases):
     scale = fit_scale([landmarks_of(hospital(tmp_path, cases), RUN)])
-    assert len(cases_on_scale(hospital(tmp_path, cases), scale)) == len(cases)
+    assert len(cases_on_scale(hospital(tmp_path, cases), scale, "first")) == len(cases)
     dark = tuple(replace(case, percentiles=dict.fromkeys(case.percentiles, DARK)) for case in cases)
     with pytest.raises(ScaleError, match=r"of t1 lie \d\d points from the .+, 20 of 100") as refused:
-        cases_on_scale(hospital(tmp_path, dark), scale)
+        cases_on_scale(hospital(tmp_path, dark), scale, "first")
     assert "henan-" not in str(refused.value)
 
 
@@ -117,7 +118,7 @@ def test_refusal_tells_nothing_of_a_sequence_of_too_few_cases(tmp_path, cases, c
     scale = fit_scale([landmarks_of(hospital(tmp_path, cases), RUN)])
     dark = tuple(replace(case, percentiles=dict.fromkeys(case.percentiles, DARK)) for case in cases)
     with pytest.raises(ScaleError) as refused:
-        cases_on_scale(hospital(tmp_path, dark, limit=10), scale)
+        cases_on_scale(hospital(tmp_path, dark, limit=10), scale, "first")
     assert str(refused.value).startswith("intensities: the mean landmarks lie too far from the consortium's")
     assert "points off" in caplog.text, "its own log has the distance"
 
@@ -127,17 +128,47 @@ def test_scale_of_the_last_run_is_kept_for_the_quality_report(tmp_path, cases):
     assert last_scale(site.config) is None
     site.config.state.mkdir()
     scale = fit_scale([landmarks_of(site, RUN)])
-    cases_on_scale(site, scale)
+    cases_on_scale(site, scale, "first")
     assert last_scale(site.config) == scale
     (site.config.state / SCALE_NAME).write_text("{")
     assert last_scale(site.config) is None
-    cases_on_scale(site, scale)
+    cases_on_scale(site, scale, "first")
     assert last_scale(site.config) == scale
 
 
-def test_site_with_noise_says_that_it_is_off_and_not_how_far(tmp_path, cases, caplog):
+def darkened(cases: tuple[PreparedCase, ...]) -> tuple[PreparedCase, ...]:
+    return tuple(replace(case, percentiles=dict.fromkeys(case.percentiles, DARK)) for case in cases)
+
+
+@pytest.mark.parametrize(("epsilon", "silent"), [(1.0, False), (None, True), (1.0, True)])
+def test_site_whose_landmarks_are_hidden_says_nothing_of_where_it_lies(
+    epsilon, silent, tmp_path, cases, caplog
+):
+    """Else a coordinator finds them to the last digit, by which of its scales are refused."""
     scale = fit_scale([landmarks_of(hospital(tmp_path, cases), RUN)])
-    dark = tuple(replace(case, percentiles=dict.fromkeys(case.percentiles, DARK)) for case in cases)
-    with pytest.raises(ScaleError, match="of t1 lie too far from the consortium's, 20 of 100"):
-        cases_on_scale(hospital(tmp_path, dark, 1.0), scale)
+    off = hospital(tmp_path, darkened(cases), epsilon)
+    (tmp_path / "state").mkdir()
+    for run in ("first", "second"):
+        assert len(cases_on_scale(off, scale, run, silent=silent)) == len(cases)
+        assert len(cases_on_scale(off, shifted(scale, 1.0), run, silent=silent)) == len(cases)
     assert "points off" in caplog.text, "its own log has the distance"
+
+
+def shifted(scale: Scale, points: float) -> Scale:
+    marks = {m: (a, b + points, c, d, e) for m, (a, b, c, d, e) in scale.landmarks.items()}
+    return scale.model_copy(update={"landmarks": marks})
+
+
+@pytest.mark.parametrize("off", [False, True])
+def test_a_run_has_one_scale_whether_the_site_fits_it_or_not(off, tmp_path, cases):
+    scale = fit_scale([landmarks_of(hospital(tmp_path, cases), RUN)])
+    site = hospital(tmp_path, darkened(cases) if off else cases)
+    site.config.state.mkdir()
+    refuses = pytest.raises(ScaleError) if off else nullcontext()
+    for _ in range(2):  # as in every round, and after a restart
+        with refuses:
+            cases_on_scale(site, scale, "first")
+    with pytest.raises(ProtocolError, match="had another intensity scale before"):
+        cases_on_scale(site, shifted(scale, 1e-9), "first")
+    with refuses:
+        cases_on_scale(site, shifted(scale, 1e-9), "another run")

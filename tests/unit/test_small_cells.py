@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from fedglioma.case import GENES, Gene, Task
 from fedglioma.config.run import RunConfig
 from fedglioma.config.site import SMALL_CELL_LIMIT
 from fedglioma.counts import DASH, PASSED_ON, is_few, shown, shown_cells, without_few
+from fedglioma.metrics.bootstrap import Measure
+from fedglioma.metrics.genotype import GeneMetrics
 from fedglioma.metrics.predictions import Predictions
 from fedglioma.metrics.small_cells import passed_on, told, who_cells, who_totals
 from fedglioma.metrics.tables import Evaluation, evaluate
@@ -26,12 +29,15 @@ from fedglioma_server import report_tables
 from fedglioma_server.bundle_config import _figures
 from fedglioma_server.card import card_text
 from fedglioma_server.gauges import ServerGauges
-from fedglioma_server.heldout import measure
-from fedglioma_server.records import DataIssue, RoundRecord, SplitCount
-from fedglioma_server.report_figures import roc_figures
+from fedglioma_server.heldout import describe, measure
+from fedglioma_server.privacy import privacy_record
+from fedglioma_server.records import DataIssue, RoundRecord, SplitCount, write_json
+from fedglioma_server.report_figures import roc_figures, round_figures
 from fedglioma_server.report_headline import cards
-from fedglioma_server.report_run import issues_table, sites_table
+from fedglioma_server.report_run import issues_table, rounds_table, sites_table
 from fedglioma_server.report_survival import Analyses, survival_section
+from fedglioma_server.run_result import run_result
+from fedglioma_server.runfolder import RunFolder
 from fedglioma_server.survival_report import write_survival
 from tests.release_fixture import CHOSEN, run_record
 
@@ -58,6 +64,11 @@ def held_out(groups: dict[str, tuple[int, int, int]], *, repeats: int = 1, outli
         tumours=tumours,
     )
     return evaluate(predictions, split="report", synthetic=True, resamples=20)
+
+
+def measures_of(found: GeneMetrics) -> list[Measure]:
+    """Return every figure of a marker, whichever there are."""
+    return [value for _, value in found if isinstance(value, Measure)]
 
 
 # Where it is decided
@@ -104,10 +115,9 @@ def test_numbers_of_patients_in_a_sentence_are_coarsened_and_other_numbers_are_n
 def test_figures_of_few_patients_of_a_status_are_kept_back_with_the_reason() -> None:
     found = passed_on(held_out({"henan": (40, 3, 2)})).overall[Gene.IDH]
     assert (told(found).known, told(found).positive, told(found).negative) == ("43", DASH, DASH)
-    for measure_ in (found.auc, found.sensitivity, found.specificity, found.majority, found.gain):
-        assert measure_.value is measure_.low is None
+    for measure_ in measures_of(found):
+        assert measure_.value is measure_.low is measure_.high is None
         assert measure_.reason == "fewer than 5 patients of one status"
-    assert found.accuracy.value is not None
     assert found.caution == "43 patients with a known status, <5 in the rarer class"
     assert found.positives == 0, "not even in the object"
 
@@ -142,6 +152,7 @@ def test_a_site_with_few_takes_the_exact_numbers_of_the_others_with_it() -> None
     assert rows["ningxia"].auc.value is None
     assert rows["henan"].auc.value == evaluation.by_site["henan"][Gene.IDH].auc.value
     assert rows["henan"].majority.value is None, "with the sum it would tell how many ningxia has"
+    assert {row.accuracy.value for row in rows.values()} == {None}, "its right answers would follow"
     assert all(row.n in (1, 5) and row.positives == 0 for row in rows.values())
 
 
@@ -173,8 +184,31 @@ def test_who_table_with_a_few_cell_tells_sides_only() -> None:
     who = passed_on(held_out({"henan": (40, 3, 0)})).who
     assert who is not None
     assert who.withheld
+    # Wild type in all markers or mutant in all, which contradicts itself: no class has few.
+    assert who.agreement.value is not None
     texts = Counter(text for row in who_cells(who).values() for text in row.values())
     assert set(texts) <= {"<5", "\N{GREATER-THAN OR EQUAL TO}5", DASH}
+
+
+@pytest.mark.parametrize(("oligodendrogliomas", "told"), [(3, False), (5, True)])
+def test_agreement_of_the_who_table_is_of_enough_cases_of_every_class(
+    oligodendrogliomas: int, told: bool
+) -> None:
+    """Of a network that names one class for everybody it is the share of that class."""
+    labels = np.array([[0, 0, 0]] * 40 + [[1, 0, 1]] * oligodendrogliomas)
+    n = len(labels)
+    predictions = Predictions(
+        labels=labels.astype(np.int64),
+        probabilities=np.zeros((n, 3)),
+        sites=("henan",) * n,
+        modalities=("flair",) * n,
+        split=("report",) * n,
+        patients=np.arange(n),
+    )
+    who = passed_on(evaluate(predictions, split="report", synthetic=True, resamples=20)).who
+    assert who is not None
+    assert (who.agreement.value is not None) is (who.majority.value is not None) is told
+    assert ("No agreement can be given: fewer than 5" in report_tables.who_table(who).remark) is not told
 
 
 def test_report_says_why_there_is_no_curve_and_its_headline_gives_no_number_away() -> None:
@@ -202,11 +236,27 @@ def test_model_card_and_bundle_give_no_figure_of_few() -> None:
     assert "| IDH | 43 | - |" in text
     assert "3 in the rarer" not in text
     assert "&lt;5 in the rarer" in text or "<5 in the rarer" in text
-    assert set(_figures(few)) == {f"{gene.value}_accuracy" for gene in GENES}
+    assert _figures(few) == {}
     assert "idh_auc" in _figures(evaluation)
     lines = card_text(record, CHOSEN, evaluation, "", 1).splitlines()
     by_site = [line for line in lines if line.startswith(("| henan | - (", "| ningxia | - ("))]
     assert len(by_site) == 2
+
+
+def test_end_of_a_run_prints_no_figure_of_few(tmp_path: Path) -> None:
+    """Of a server it is kept in logs."""
+    folder = RunFolder(tmp_path)
+    folder.evaluation.mkdir()
+    held_out({"henan": (40, 3, 2)}).write(folder.evaluation / "metrics.json")
+    record = run_record(RunConfig())
+    write_json(tmp_path / "privacy.json", privacy_record(record))
+    data, text = run_result(record, folder)
+    assert "IDH     AUC -                  accuracy -                  (majority class -; 43 known)" in text
+    assert "<5 in the rarer class" in text
+    assert "evaluation/metrics.json alone" in text
+    assert data["evaluation"]["overall"]["idh"]["accuracy"]["value"] is None
+    held_out({"henan": (40, 5, 2)}).write(folder.evaluation / "metrics.json")
+    assert "metrics.json" not in run_result(record, folder)[1]
 
 
 # Rounds, hospitals, what was left out
@@ -220,7 +270,7 @@ def scores(positive: int, negative: int, outlined: int) -> Scores:
     return Scores(
         logits=torch.linspace(-1, 1, 6 * n).reshape(n, 3, 2),
         labels=labels,
-        losses=np.stack([np.full(n, 0.7), np.where(np.arange(n) < 2, 0.3, np.nan), np.full(n, 0.5)], axis=1),
+        losses=np.tile([0.7123, 0.3, 0.5], (n, 1)),
         dice=dice,
     )
 
@@ -228,29 +278,67 @@ def scores(positive: int, negative: int, outlined: int) -> Scores:
 def test_a_rounds_figures_of_few_are_neither_logged_nor_monitored_and_the_choice_is_as_before() -> None:
     tasks = [Task(gene) for gene in GENES]
     found = measure(scores(3, 20, 2), tasks, RunConfig())
-    assert set(found.auc.values()) == {None}
-    assert found.accuracy[Gene.IDH] is not None
-    assert found.loss_by_task == {
-        Task.IDH: pytest.approx(0.7),
-        Task.ATRX: None,
-        Task.CODEL: pytest.approx(0.5),
-    }
+    assert set(found.auc.values()) == set(found.accuracy.values()) == {None}
+    assert set(found.loss_by_task.values()) == {None}
     assert found.dice is None
-    assert found.loss == pytest.approx((0.7 + 0.3 + 0.5) / 3)
+    assert found.loss == pytest.approx((0.7123 + 0.3 + 0.5) / 3)
+    line = RoundRecord(round=1, heldout=found)
     gauges = ServerGauges("run")
-    gauges.round_finished(RoundRecord(round=1, heldout=found))
-    shown_value = gauges.registry.get_sample_value(
-        "fedglioma_metric", {"run_id": "run", "name": "auc", "region": "idh", "site": ""}
-    )
-    assert shown_value is not None
-    assert np.isnan(shown_value)
+    gauges.round_finished(line)
+    for name in ("auc", "accuracy", "loss"):
+        assert np.isnan(gauge(gauges, name, "idh"))
+    assert gauge(gauges, "loss", "") == 0.5
+    assert "held-out loss 0.5; IDH AUC -" in describe(line, 3)
+    table = rounds_table([line], None)
+    assert [cell.text for cell in table.rows[0].cells[1:8]] == ["0.5", *[DASH] * 6]
+    assert "Fewer than 5 of them" in table.remark
+    (drawn, *_) = round_figures([line], 1, "", finished=True).drawings
+    assert "0.504" not in drawn.svg
+
+
+def gauge(gauges: ServerGauges, name: str, region: str) -> float:
+    labels = {"run_id": "run", "name": name, "region": region, "site": ""}
+    value = gauges.registry.get_sample_value("fedglioma_metric", labels)
+    assert value is not None
+    return value
+
+
+@pytest.mark.parametrize("rare", [1, 2, 3, 4])
+def test_network_that_says_one_thing_of_everybody_tells_no_count_of_a_status(rare: int) -> None:
+    """Its accuracy is the share of a status, and so is what its loss follows."""
+    told = scores(rare, 7 - rare, 0)
+    told.logits[:] = torch.tensor([2.0, -2.0])
+    lost = torch.nn.functional.cross_entropy(
+        told.logits[:, 0], told.labels[:, 0].clamp(min=0), reduction="none"
+    ).numpy()
+    told = replace(told, losses=np.stack([lost] * 3, axis=1))
+    found = measure(told, [Task(gene) for gene in GENES], RunConfig())
+    assert not [v for t in (found.auc, found.accuracy, found.loss_by_task) for v in t.values() if v]
+    shared = passed_on(held_out({"henan": (7 - rare, rare, 0)}))
+    assert all(m.value is None for metrics in shared.overall.values() for m in measures_of(metrics))
+
+
+def test_a_rounds_figures_are_of_patients_and_not_of_their_scans() -> None:
+    tasks, whose = [Task(gene) for gene in GENES], ["a", "b", "c", "d"] * 2 + [f"p{n}" for n in range(12)]
+    assert None not in measure(scores(8, 12, 8), tasks, RunConfig()).accuracy.values()
+    found = measure(scores(8, 12, 8), tasks, RunConfig(), whose)
+    assert {*found.accuracy.values(), *found.loss_by_task.values(), found.dice} == {None}
+
+
+def test_loss_of_one_gene_does_not_follow_from_the_others_and_their_mean() -> None:
+    told = scores(9, 11, 6)
+    told.losses[2:, 1] = np.nan
+    found = measure(told, [Task(gene) for gene in GENES], RunConfig())
+    assert found.coarse
+    assert set(found.loss_by_task.values()) == {None}
 
 
 def test_a_rounds_figures_of_enough_are_those_of_all() -> None:
     found = measure(scores(9, 11, 6), [Task(gene) for gene in GENES], RunConfig())
+    assert found.told_loss == found.loss
     assert all(value is not None for value in (*found.auc.values(), *found.accuracy.values()))
     assert found.dice == pytest.approx(0.5)
-    assert found.loss_by_task[Task.IDH] == pytest.approx(0.7)
+    assert found.loss_by_task[Task.IDH] == pytest.approx(0.7123)
 
 
 def test_splits_and_exclusions_with_few_cases_are_coarsened() -> None:

@@ -112,6 +112,26 @@ def test_gain_of_a_hospital_is_on_its_own_patients(known: Known) -> None:
     assert (federated.difference.value or 0) > 0
 
 
+def test_accuracy_of_a_hospital_with_few_of_a_status_does_not_follow_from_the_others(known: Known) -> None:
+    """It would be the right answers of all without those of the others."""
+    one = next(key for key in sorted(known.labels) if known.site[key] == "henan" and known.labels[key][0])
+    fewer = Known(site=known.site, labels=known.labels | {one: (0, -1, -1)}, rows=known.rows)
+    asked = (["idh.accuracy", "idh.auc"], ["A"], ["federated", "local"], (1, 2))
+    gains = {(g.site, g.measure): g.lines["federated"] for g in gains_of(fewer, *asked, resamples=100)}
+    told = {
+        site for (site, measure), entry in gains.items() if measure == "idh.accuracy" and entry.value.value
+    }
+    assert told == {"all"}
+    assert gains["henan", "idh.accuracy"].value.reason == "fewer than 5 patients of one status"
+    hidden = gains["ningxia", "idh.accuracy"]
+    assert hidden.value.reason == "it would tell how few another hospital has"
+    assert hidden.comparison is None
+    assert hidden.p_adjusted is None
+    assert gains["ningxia", "idh.auc"].value.value is not None
+    before = gains_of(known, *asked, resamples=100)
+    assert all(gain.lines["federated"].value.value is not None for gain in before)
+
+
 def test_rows_share_the_cases_that_all_of_them_have(known: Known) -> None:
     thinner = Known(site=dict(known.site), labels=dict(known.labels), rows=dict(known.rows))
     some = RowName("thin")
