@@ -19,6 +19,8 @@ from fedglioma_server import cli
 SCRIPT = Path(sys.executable).with_name("fedglioma-server")
 """The command as pip installed it, for what only a process of its own can show."""
 
+MEDDLING = Path(__file__).with_name("meddling")
+
 TINY = (
     *("--width", "1", "--crop", "16", "--spacing-mm", "8", "--rounds", "1", "--batch-size", "4"),
     *("--bootstrap", "100", "--workers", "1", "--threads", "1", "--no-bias-correction"),
@@ -32,6 +34,13 @@ def plain_environment() -> dict[str, str]:
     """Return this process's environment without settings of ours, for a wide terminal without colours."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("FEDGLIOMA_")}
     return ours | {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
+
+
+def meddled(environment: dict[str, str], meddle: str, folder: Path) -> dict[str, str]:
+    """Return an environment whose programs do what ``tests/meddling`` offers, and tell of it in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = os.pathsep.join(filter(None, (str(MEDDLING), environment.get("PYTHONPATH"))))
+    return environment | {"PYTHONPATH": paths, "MEDDLE": meddle, "MEDDLE_FOLDER": str(folder)}
 
 
 def call(*words: str | Path, environment: dict[str, str] | None = None) -> Result:

@@ -6,6 +6,8 @@ import threading
 from types import TracebackType
 from typing import Self
 
+from tests.ports import free_port
+
 _CHUNK = 64 * 1024
 
 
@@ -22,7 +24,7 @@ class Proxy:
         self._lock = threading.Lock()
         self._swallowing = False
         self._listener: socket.socket | None = None
-        self.port = 0
+        self.port = free_port()  # which nobody takes while it is refused
 
     def __enter__(self) -> Self:
         self.restore()
@@ -56,7 +58,6 @@ class Proxy:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(("127.0.0.1", self.port))
             listener.listen()
-            self.port = listener.getsockname()[1]
             self._listener = listener
             threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
 

@@ -1,6 +1,5 @@
 """A SuperLink without a network: sites are played by the calls that Flower's handlers make on its state."""
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedglioma.wire import TRAIN, Body, request_record
+from fedglioma_server import linkgrid
 from fedglioma_server.linkgrid import LinkGrid, Terms
 from fedglioma_server.linkstate import SiteLinkState
 from fedglioma_server.objects import SpoolStore
@@ -162,6 +162,19 @@ def messages(made: Link, sites: Sequence[str] | None = None, kind: str = TRAIN) 
     ]
 
 
+class Clock:
+    """A clock for the grid's module that goes on only while the grid waits, however slow the computer is."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
 class PlayedGrid(LinkGrid):
     """A grid whose sites take a step, in the grid's own thread, each time it has nothing to do."""
 
@@ -176,4 +189,4 @@ class PlayedGrid(LinkGrid):
             # The sites' messages were made under their names; from here on it is the server again.
             TaskIdentity.task_id, TaskIdentity.node_id = 1, SUPERLINK_NODE_ID
         else:
-            time.sleep(0.005)
+            linkgrid.time.sleep(linkgrid.POLL_S)

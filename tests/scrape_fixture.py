@@ -25,7 +25,7 @@ def served(registry: CollectorRegistry) -> Iterator[int]:
 
 def fetch(port: int) -> str:
     """Return the text that a scrape gets."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
         text: str = answer.read().decode("utf-8")
         return text
 

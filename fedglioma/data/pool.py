@@ -4,9 +4,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from typing import TypeVar
 
@@ -43,7 +45,8 @@ def map_cases(
         min(workers, len(tasks)), mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
     )
     try:
-        futures = [pool.submit(function, task) for task in tasks]
+        with _ctrl_c_held_back():
+            futures = [pool.submit(function, task) for task in tasks]
         for future in as_completed(futures):
             future.result()
             done()
@@ -56,9 +59,19 @@ def map_cases(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Start processes that never hear Ctrl-C, not even while they import; this one hears it afterwards."""
+    resource_tracker.ensure_running()  # its start would let the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, one core to this process, and the world with the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Give one core to this process, and let it leave the world with its parent."""
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     threading.Thread(target=end_with_parent, daemon=True).start()
 

@@ -41,7 +41,7 @@ def test_without_tls_both_ends_say_so_in_red_and_keys_still_count(ground, folder
         fed.set_site("henan", insecure=True, ca=None)
         server = fed.serve()
         fed.until(lambda: bool(fed.status()), "the server waits")
-        stranger = httpx.post(f"http://127.0.0.1:{fed.port}/v1/fleet/pull-messages")
+        stranger = httpx.post(f"http://127.0.0.1:{fed.port}/v1/fleet/pull-messages", timeout=60)
         assert (stranger.status_code, stranger.content) == (404, b"")
         client = fed.join("henan")
         fed.ends(server, 0)

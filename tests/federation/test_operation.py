@@ -56,7 +56,7 @@ def test_signal_ends_server_and_client_in_order_with_130(how, ground, folder):
         fed.until(fed.online("henan"), "henan is connected")
         for process in (client, server):
             process.popen.send_signal(how)
-            fed.ends(process, 130, 60)
+            fed.ends(process, 130)
             assert "Traceback" not in process.said()
         assert not client.children()
         assert not (fed.run.work / "control.json").exists()

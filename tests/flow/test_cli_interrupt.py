@@ -12,14 +12,13 @@ import pytest
 from safetensors.numpy import load_file
 
 from fedglioma_server.records import RunRecord, read_json, read_rounds
-from tests.cli_fixture import SCRIPT, TINY, call, plain_environment, write_cohorts
+from tests.cli_fixture import SCRIPT, TINY, call, meddled, plain_environment, write_cohorts
 
 pytestmark = pytest.mark.slow
 
 ROUNDS = 6
 PATIENCE_S = 300.0
-"""For a loaded machine to get a process going."""
-FEW_S = 60.0
+"""For a loaded machine to get a process going, or to end it."""
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +41,23 @@ def command(cohorts: Path, run: Path, *further: str) -> list[str]:
 
 
 @contextmanager
-def process_of(words: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Start the installed command in a session of its own, and leave nothing of it behind."""
+def process_at(instant: str, meddle: str, words: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Start the installed command in a session of its own, give it once it waits at an instant, and end it.
+
+    It waits there until it is stopped: left to itself it may have ended before this process looks again.
+    """
     environment = plain_environment() | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    signals = log.with_name("signals")
     with log.open("wb") as out:
         process = subprocess.Popen(  # noqa: S603 - our own words
-            [SCRIPT, *words], stdout=out, stderr=out, env=environment, start_new_session=True
+            [SCRIPT, *words],
+            stdout=out,
+            stderr=out,
+            env=meddled(environment, meddle, signals),
+            start_new_session=True,
         )
     try:
+        wait_until((signals / instant).exists, process, log)
         yield process
     finally:
         if process.poll() is None:
@@ -62,16 +70,15 @@ def wait_until(happened: Callable[[], bool], process: subprocess.Popen[bytes], l
     while not happened():
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < end, log.read_text()
-        time.sleep(0.005)
+        time.sleep(0.02)
 
 
 def stopped_after_round_one(words: list[str], run: Path, how: signal.Signals) -> tuple[int, str]:
     """Return exit code and output of a run that got a signal once its first round was on record."""
     log = run.parent / "log"
-    with process_of(words, log) as process:
-        wait_until(lambda: len(read_rounds(run / "rounds.jsonl")) > 1, process, log)
+    with process_at("aggregating", "aggregate_waits:2", words, log) as process:
         process.send_signal(how)
-        code = process.wait(FEW_S)
+        code = process.wait(PATIENCE_S)
     return code, log.read_text()
 
 
@@ -114,7 +121,7 @@ def test_stopped_run_ends_with_130_and_continues_to_the_same_weights(
     assert "Traceback" not in told
     assert not unfinished(run)
     assert read_json(run / "run.json", RunRecord).status == "interrupted"
-    assert 1 < len(read_rounds(run / "rounds.jsonl")) <= ROUNDS
+    assert [line.round for line in read_rounds(run / "rounds.jsonl")] == [0, 1]
     assert_continues_to_the_same_end(words, run, undisturbed)
 
 
@@ -148,14 +155,13 @@ def test_run_stopped_at_its_report_only_writes_the_report(
 def test_run_stopped_while_it_prepares_keeps_what_was_prepared(cohorts: Path, tmp_path: Path) -> None:
     run, cache, log = tmp_path / "run", tmp_path / "cache", tmp_path / "log"
     words = command(cohorts, run, "--spacing-mm", "2", "--cache", str(cache), "--rounds", "1")
-    with process_of(words, log) as process:
-        wait_until(lambda: any(cache.glob("*.json")), process, log)
+    with process_at("preparing", "prepare_waits:3", words, log) as process:
         process.send_signal(signal.SIGINT)
-        assert process.wait(FEW_S) == 130
+        assert process.wait(PATIENCE_S) == 130
     assert "Traceback" not in log.read_text()
     assert not unfinished(tmp_path)
     kept = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
-    assert 0 < len(list(cache.glob("*.json"))) < 12
+    assert len(list(cache.glob("*.json"))) == 2
     result = call(*words)
     assert result.exit_code == 0, result.stderr
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
@@ -166,10 +172,10 @@ def test_run_stopped_while_it_prepares_keeps_what_was_prepared(cohorts: Path, tm
 def test_run_stopped_while_it_makes_its_patients_starts_afresh(tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     words = ["simulate", "--synthetic", "12", "--synthetic-size", "64", *TINY, "--out", str(run)]
-    with process_of(words, log) as process:
-        wait_until(lambda: any(run.glob("cohort/.*.partial/*")), process, log)
+    with process_at("synthesizing", "synthesis_waits:2", words, log) as process:
+        assert any(run.glob("cohort/.*.partial/*"))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(FEW_S) == 130
+        assert process.wait(PATIENCE_S) == 130
     assert not unfinished(run)
     assert not (run / "run.json").exists()
     result = call("simulate", "--synthetic", "12", "--synthetic-size", "16", *TINY, "--out", run)

@@ -53,7 +53,7 @@ def test_another_group_runs_the_bundle_and_is_told_of_a_damaged_one(tmp_path: Pa
     words = ("--dataset_dir", data, "--output_dir")
     good = start(tmp_path / "bundle", *words, tmp_path / "out")
     bad = start(tmp_path / "damaged", *words, tmp_path / "none")
-    said, complaint = good.communicate(timeout=120)[0], bad.communicate(timeout=120)[0]
+    said, complaint = good.communicate(timeout=600)[0], bad.communicate(timeout=600)[0]
 
     assert good.returncode == 0, said
     assert "2 cases read, 0 refused; Research use only" in said

@@ -117,12 +117,12 @@ def test_curious_server_finds_no_update_in_anything_that_it_sees(tmp_path):
         forms = {group: ("uint32", array.size + 1) for group, array in before.items()}
         masked = weights_of(message.content, forms)[TRUNK]
         counts = np.bincount(masked.view(np.uint8), minlength=256)
-        assert chisquare(counts).pvalue > 1e-6
+        assert chisquare(counts).pvalue > 1e-10
         step = (truth[site][TRUNK] - before[TRUNK]).astype(np.float64)
         found = masked[:-1].view(np.int32).astype(np.float64)
-        assert abs(np.corrcoef(step, found)[0, 1]) < 5 / np.sqrt(step.size)
+        assert abs(np.corrcoef(step, found)[0, 1]) < 7 / np.sqrt(step.size)  # of random keys
         others = sum(updates[name].content["weights"][TRUNK].numpy()[:-1] for name in updates if name != site)
-        assert abs(np.corrcoef(step, (masked[:-1] + others).view(np.int32))[0, 1]) < 5 / np.sqrt(step.size)
+        assert abs(np.corrcoef(step, (masked[:-1] + others).view(np.int32))[0, 1]) < 7 / np.sqrt(step.size)
     said = [str(message.content["fedglioma"]["json"]) for kind in seen for message in seen[kind]]
     secrets = list((folder.work / "sites").glob("*/secure/*.json"))
     assert len(secrets) == 4

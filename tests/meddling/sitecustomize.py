@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
+from itertools import count
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -107,6 +108,30 @@ def checkpoint_waits(module: ModuleType, number: str) -> None:
     module.write_safetensors = write  # type: ignore[attr-defined]
 
 
+def prepare_waits(module: ModuleType, number: str) -> None:
+    """Stop before a patient's images are prepared, the earlier patients' lying in the cache."""
+    real, begun = module._make, count(1)
+
+    def make(*given: Any) -> Any:
+        if next(begun) == int(number):
+            here("preparing")
+        return real(*given)
+
+    module._make = make  # type: ignore[attr-defined]
+
+
+def synthesis_waits(module: ModuleType, number: str) -> None:
+    """Stop when the images of so many made-up patients are written."""
+    real, written = module._write_images, count(1)
+
+    def write(*given: Any) -> None:
+        real(*given)
+        if next(written) == int(number):
+            here("synthesizing")
+
+    module._write_images = write  # type: ignore[attr-defined]
+
+
 def bundle(module: ModuleType, _: str) -> None:
     """Build the bundle of another version."""
     module._SETTINGS = module._SETTINGS.replace("{version}", "9.9.9")  # type: ignore[attr-defined]
@@ -133,6 +158,8 @@ MEDDLINGS: dict[str, tuple[Callable[[ModuleType, str], None], tuple[str, ...]]] 
     "clock": (clock, ("fedglioma_client.reach", "flwr.supercore.date")),
     "aggregate_waits": (aggregate_waits, ("fedglioma_server.strategy",)),
     "checkpoint_waits": (checkpoint_waits, ("fedglioma_server.checkpoint",)),
+    "prepare_waits": (prepare_waits, ("fedglioma.data.prepare",)),
+    "synthesis_waits": (synthesis_waits, ("fedglioma.data.synthetic_cohort",)),
     "bundle": (bundle, ("fedglioma.bundle",)),
     "run_bundle": (run_bundle, ("fedglioma_server.link",)),
 }

@@ -17,7 +17,7 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_object_tree,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedglioma.errors import ProtocolError
@@ -61,7 +61,7 @@ def spooled(folder: Path, message: Message) -> tuple[SpoolStore, str]:
 @given(
     content=contents, in_memory=st.sampled_from([100, 300, 100_000]), chunk=st.sampled_from([7, 64, 10**6])
 )
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None)
 def test_message_is_the_one_that_flower_would_make(content, in_memory, chunk, tmp_path, monkeypatch):
     monkeypatch.setattr(objects, "IN_MEMORY_BYTES", in_memory)
     monkeypatch.setattr("flwr.app.message.array.FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE", chunk)

@@ -140,7 +140,7 @@ def test_two_processes_write_one_chain_and_lose_no_line(path: Path) -> None:
         assert process.stdout
         assert process.stdout.readline() == "ready\n"
     for process in both:
-        _, errors = process.communicate("go\n", timeout=60)
+        _, errors = process.communicate("go\n", timeout=300)
         assert (process.returncode, errors) == (0, "")
     data = [line["data"] for line in assert_chained(path)]
     for site in ("henan", "ningxia"):
@@ -194,7 +194,7 @@ def test_writer_killed_inside_a_line_leaves_a_log_that_is_sound(
     path: Path, stage: str, lines: int, torn: bool
 ) -> None:
     process = python(KILLED, path, stage)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert (process.returncode, errors) == (-signal.SIGKILL, "")
     seen = verify(path)
     assert (seen.broken, seen.lines, seen.torn_bytes > 0) == (None, lines, torn)
@@ -211,12 +211,21 @@ def test_writers_killed_at_any_moment_leave_a_log_that_is_sound(path: Path) -> N
         assert process.stdin
         process.stdin.write("go\n")
         process.stdin.flush()
-        time.sleep(0.02 + 0.004 * number)
+        wait_until_it_grows(path, process)
+        time.sleep(0.004 * number)
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
         assert verify(path).broken is None
     AuditLog(path)
     assert len(assert_chained(path)) > 8
+
+
+def wait_until_it_grows(path: Path, process: subprocess.Popen[str]) -> None:
+    end, before = time.monotonic() + 60, path.stat().st_size
+    while path.stat().st_size < before + 500:
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 def torn_log(path: Path, tail: bytes) -> None:
@@ -356,7 +365,7 @@ except FedGliomaError as error:
 
 
 def test_line_that_the_disk_has_no_room_for_is_refused_whole_and_in_words(path: Path) -> None:
-    out, errors = python(LIMITED, path).communicate(timeout=60)
+    out, errors = python(LIMITED, path).communicate(timeout=300)
     assert errors == ""
     assert re.fullmatch(r".*audit\.jsonl: cannot be written \(File too large\);.* make space .*\n", out)
     assert len(assert_chained(path)) == 1

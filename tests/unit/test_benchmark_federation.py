@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,15 +23,6 @@ import sys, time
 held = bytearray(b"x") * int(sys.argv[1])
 print("ready", flush=True)
 time.sleep(60)
-"""
-WRITE = """
-import pathlib, sys, time
-print("ready", flush=True)
-for round in range(3):
-    part = pathlib.Path(sys.argv[1] + ".part")
-    part.write_text("round")
-    part.replace(sys.argv[1])
-    time.sleep(0.25)
 """
 GRANDCHILD = """
 import subprocess, sys
@@ -132,10 +124,10 @@ def test_process_that_outlives_its_parent_is_counted_and_ended(sampling: Any) ->
             capture_output=True,
             text=True,
             check=True,
-            timeout=30,
+            timeout=300,
         )
         orphan = int(parent.stdout.split()[0])
-        assert sampling.wait_for(lambda: sampling.peaks([sampler.sample()])[0] > 50, within_s=20)
+        assert sampling.wait_for(lambda: sampling.peaks([sampler.sample()])[0] > 50, within_s=60)
         assert sampling.carries(orphan, sampler.mark)
     assert not sampling.carries(orphan, sampler.mark)
 
@@ -163,7 +155,7 @@ def test_cpu_seconds_are_those_of_the_child(sampling: Any) -> None:
 def test_sampling_goes_on_by_itself(sampling: Any) -> None:
     with sampling.Sampler(interval_s=0.01) as sampler:
         child = start(HOLD, "1000", environment=sampling.marked(sampler.mark))
-        assert sampling.wait_for(lambda: len(sampler.samples) > 5, within_s=20)
+        assert sampling.wait_for(lambda: len(sampler.samples) > 5, within_s=60)
         finish(child)
     times = [sample.at for sample in sampler.samples]
     assert times == sorted(times)
@@ -288,12 +280,17 @@ def test_our_processes_are_told_apart(deployed: Any, command: str, role: str) ->
 
 
 def test_rounds_are_read_as_they_reach_the_disk(deployed: Any, tmp_path: Path) -> None:
-    rounds = tmp_path / "rounds.jsonl"
-    server = start(WRITE, str(rounds), environment=dict(os.environ))
-    stamps = deployed.watch(rounds, server)
-    server.communicate()
-    assert len(stamps) == 3
-    assert min(np.diff(stamps)) >= 0.2
+    rounds, written = tmp_path / "rounds.jsonl", iter([None, 1000.0, None, 1010.5, 1012.0])
+
+    def poll() -> int | None:
+        """Write what is due by the next look, and end when all is written."""
+        when = next(written, 0)
+        if when:
+            rounds.write_text("round")
+            os.utime(rounds, (when, when))
+        return 0 if when == 0 else None
+
+    assert deployed.watch(rounds, SimpleNamespace(poll=poll)) == [1000.0, 1010.5, 1012.0]
 
 
 def write_kits(folder: Path, server: str, site: str) -> None:
@@ -336,7 +333,7 @@ def test_flare_answer_without_a_job_is_told(flare: Any, said: str) -> None:
 def test_option_that_a_measure_does_not_take_is_refused(words: tuple[str, ...]) -> None:
     script = str(BENCHMARKS / "federation.py")
     done = subprocess.run(  # noqa: S603 (our own script)
-        [sys.executable, script, *words], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, script, *words], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 2
     assert f"{words[0]} does not take {words[1]}" in done.stderr

@@ -72,7 +72,7 @@ def test_caller_without_the_secret_gets_an_empty_404_and_stops_nothing(call, run
         control.secret,
     ):
         headers = {} if secret is None else {"authorization": secret}
-        answer = httpx.request(call[0], f"http://127.0.0.1:{port}{call[1]}", headers=headers)
+        answer = httpx.request(call[0], f"http://127.0.0.1:{port}{call[1]}", headers=headers, timeout=60)
         assert (answer.status_code, answer.content) == (404, b"")
     assert stopped == []
 
@@ -81,14 +81,15 @@ def test_caller_without_the_secret_gets_an_empty_404_and_stops_nothing(call, run
 def test_owner_who_calls_something_else_gets_404(call, running, stopped):
     control, port = running
     headers = {"authorization": f"Bearer {control.secret}"}
-    assert httpx.request(call[0], f"http://127.0.0.1:{port}{call[1]}", headers=headers).status_code == 404
+    answer = httpx.request(call[0], f"http://127.0.0.1:{port}{call[1]}", headers=headers, timeout=60)
+    assert answer.status_code == 404
     assert stopped == []
 
 
 def test_port_is_open_on_the_loopback_address_alone(running):
     _, port = running
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.2", port), timeout=5)
+        socket.create_connection(("127.0.0.2", port), timeout=60)
 
 
 def test_handle_goes_with_the_server(folder):
@@ -107,7 +108,7 @@ def test_handle_of_a_server_that_was_killed_is_no_server(folder):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         write_handle(folder, port=probe.getsockname()[1], secret=SECRET, pid=1)
-    assert ask(folder, "GET", "status") is None
+        assert ask(folder, "GET", "status") is None  # while nobody else can listen there
 
 
 def test_port_that_now_belongs_to_another_program_is_no_server(folder, running, tmp_path):

@@ -465,7 +465,7 @@ def test_kubernetes_loop_says_how_the_server_ended_and_leaves_on_sigterm(
         assert words in process.stdout.readline()
         time.sleep(0.2)
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 # nginx

@@ -224,7 +224,7 @@ def test_one_hostile_file_is_named_quickly_and_stops_nothing(
     damage(bad)
     start = time.perf_counter()
     series, findings = find_series(tmp_path, SECRET)
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 60  # a few tenths; what fell for a trap would take minutes
     assert [one.files for one in series] == [tuple(good)]
     assert len(findings) == 1
     assert findings[0].code in codes

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.datadict import keyword_for_tag
 
@@ -147,7 +147,7 @@ def judged(content: bytes, folder: Path) -> None:
         assert all(len(frame.position) == 3 for frame in header.frames)
 
 
-FUZZ = settings(max_examples=150, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=150, deadline=None)
 
 
 @pytest.mark.parametrize(("kind", "last"), [("classic", 1400), ("enhanced", 6000)])

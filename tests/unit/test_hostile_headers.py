@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fedglioma.data.dicom import find_series
@@ -31,7 +31,6 @@ FUZZ = settings(
     database=None,
     deadline=None,
     max_examples=120,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 SLOW = settings(FUZZ, max_examples=16)
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from fedglioma.privacy.ledger_entries import ReleaseKey
 from tests.ledger_fixture import AMPLE, DELTA, gaussian_epsilon, key, ledger_in, noise, tags
 
 CALLS = ("open", "write", "pwrite", "fsync", "link", "replace", "rename", "unlink", "mkdir", "ftruncate")
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks")
 
 
@@ -57,6 +59,20 @@ def run_until(last: int, work: Callable[[], object], *, torn: bool) -> bool:
     return code == 0
 
 
+def alone(work: Callable[..., None], *given: object) -> None:
+    """Run a function of this file in a process of its own: it forks, and this one has threads."""
+    called = f"from tests.unit.test_ledger_crashes import {work.__name__} as work\nwork(*{given})"
+    program = f"from pathlib import PosixPath\n{called}"
+    ended = subprocess.run(  # noqa: S603 - our own words
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/server:{ROOT}/client"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
 def one_round(ledger: Ledger, of: ReleaseKey, sent: Path, mechanism: Mechanism | None = None) -> None:
     """Answer a round as a site does that was perhaps started again: send what was committed, or make it."""
     ledger.settle(keep=of)
@@ -78,6 +94,10 @@ def answers(sent: Path) -> dict[str, set[bytes]]:
 @pytest.mark.parametrize("torn", [False, True], ids=["before a call", "within a write"])
 def test_two_crashes_anywhere_leave_the_epsilon_of_the_undisturbed_run(tmp_path: Path, torn: bool) -> None:
     """Rounds 1 to 3, dying at the n-th call of round 2 and again at the n-th of its restart, for every n."""
+    alone(two_crashes, tmp_path, torn)
+
+
+def two_crashes(tmp_path: Path, torn: bool) -> None:
     part = Mechanism(noise_multiplier=1.5, sampling_rate=0.1, steps=20)
     undisturbed = epsilon_of([part.model_copy(update={"steps": 60})], DELTA, "rdp")
     for last in range(200):
@@ -108,6 +128,10 @@ def test_two_crashes_anywhere_leave_the_epsilon_of_the_undisturbed_run(tmp_path:
 
 @pytest.mark.parametrize("torn", [False, True], ids=["before a call", "within a write"])
 def test_crash_in_the_very_first_round_leaves_a_ledger_that_goes_on(tmp_path: Path, torn: bool) -> None:
+    alone(first_crash, tmp_path, torn)
+
+
+def first_crash(tmp_path: Path, torn: bool) -> None:
     for last in range(200):
         state, sent = tmp_path / f"state-{last}", tmp_path / f"sent-{last}"
         sent.mkdir()
@@ -126,6 +150,10 @@ def test_crash_in_the_very_first_round_leaves_a_ledger_that_goes_on(tmp_path: Pa
 
 
 def test_crash_while_reservations_are_given_up_can_be_gone_on_with(tmp_path: Path) -> None:
+    alone(crash_in_settling, tmp_path)
+
+
+def crash_in_settling(tmp_path: Path) -> None:
     for last in range(200):
         state = tmp_path / f"state-{last}"
         for number in (1, 2):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedglioma import chain
@@ -260,7 +260,7 @@ def test_audit_log_tells_the_last_head_and_what_left_unprotected(tmp_path: Path)
     assert read_audited(tmp_path / "none.jsonl").head is None
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_any_change_of_any_byte_is_refused(folder: Path, data: st.DataObject) -> None:
     files = sorted([folder / "ledger.jsonl", folder / "ledger.head", *(folder / "sets").iterdir()])

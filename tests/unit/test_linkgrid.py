@@ -1,7 +1,6 @@
 """Rounds over the SuperLink's own state: what is lost is sent again, and every site gets one answer."""
 
 import gc
-import time
 import weakref
 
 import numpy as np
@@ -19,7 +18,14 @@ from fedglioma_server.evaluation_cohort import EvaluationCohort
 from fedglioma_server.linkgrid import MOST_SENDINGS, LinkGrid
 from fedglioma_server.runstatus import Stopped
 from fedglioma_server.serve import Server
-from tests.link_fixture import LARGE, FakeNode, Link, content, link, messages, nodes
+from tests.link_fixture import LARGE, Clock, FakeNode, Link, content, link, messages, nodes
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(linkgrid, "time", found)
+    return found
 
 
 @pytest.fixture
@@ -192,12 +198,11 @@ def test_site_that_fails_for_another_reason_is_not_asked_again(made, sites):
     assert reason_of(reply) == (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "ValueError")
 
 
-def test_deadline_gives_every_site_its_reason(made, sites):
+def test_deadline_gives_every_site_its_reason(made, sites, clock):
     sites[2].leave()
-    began = time.monotonic()
     grid = made.grid(sites[0].take)
     replies = by_site(made, list(grid.send_and_receive(messages(made), timeout=1)))
-    assert time.monotonic() - began < 5
+    assert clock.now == pytest.approx(1, abs=0.1)
     assert reason_of(replies["henan"]) == (
         ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
         "no reply before the deadline (phase: train)",
@@ -216,11 +221,10 @@ def test_answer_after_the_deadline_is_refused_and_told(made, sites):
     assert len(made.state.spool) == 0
 
 
-def test_round_waits_for_the_grace_after_the_quorum_and_no_longer(made, sites):
+def test_round_waits_for_the_grace_after_the_quorum_and_no_longer(made, sites, clock):
     grid = made.grid(sites[0].work, sites[1].work, sites[2].take, quorum=2, grace_s=1)
-    began = time.monotonic()
     replies = by_site(made, usable(made, grid))
-    assert 1 <= time.monotonic() - began < 10
+    assert clock.now == pytest.approx(1, abs=0.1)
     assert reason_of(replies.pop("zhengzhou"))[1] == (
         "no reply before the grace after the quorum (phase: train)"
     )

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedglioma.case import UNKNOWN, Genotype, Outcome
@@ -106,7 +106,7 @@ def test_long_values_are_shortened_where_they_are_shown(tmp_path: Path) -> None:
     assert len(table.exclusions[0].message) < 250
 
 
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=100)
 @given(content=st.binary(max_size=200) | st.text("\t\n07in/a-participant_idhx", max_size=200).map(str.encode))
 def test_any_bytes_are_a_table_or_an_error_in_words(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "participants.tsv"
@@ -118,7 +118,7 @@ def test_any_bytes_are_a_table_or_an_error_in_words(tmp_path: Path, content: byt
     assert table.participants or table.exclusions
 
 
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=100)
 @given(
     cells=st.lists(
         st.text(st.characters(exclude_characters="\t\r\n", codec="utf-8"), max_size=12),

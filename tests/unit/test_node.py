@@ -65,7 +65,7 @@ def test_node_whose_supervisor_is_gone_ends(tmp_path):
     settings = tmp_path / "henan.yaml"
     settings.write_text(f"site: henan\ndata: .\nserver: '{nowhere}'\nkey: node.key\ninsecure: true\n")
     command = [sys.executable, "-m", "fedglioma_client.node", str(settings), "--parent", "1"]
-    ended = subprocess.run(command, timeout=60, check=False, capture_output=True)  # noqa: S603 - ours
+    ended = subprocess.run(command, timeout=300, check=False, capture_output=True)  # noqa: S603 - ours
     assert ended.returncode == FAILED
 
 
@@ -73,7 +73,7 @@ def ended_with(tmp_path, settings):
     path = tmp_path / "henan.yaml"
     path.write_text(f"site: henan\ndata: .\n{settings}", encoding="utf-8")
     command = [sys.executable, "-m", "fedglioma_client.node", str(path), "--parent", str(os.getpid())]
-    ended = subprocess.run(command, timeout=60, check=False, capture_output=True, text=True)  # noqa: S603 - ours
+    ended = subprocess.run(command, timeout=300, check=False, capture_output=True, text=True)  # noqa: S603 - ours
     assert "Traceback" not in ended.stderr
     return ended.returncode, " ".join(ended.stderr.split())
 

@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, public_key_to_bytes
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedglioma import newfile
@@ -247,7 +247,6 @@ def test_short_fingerprint_is_fit_for_a_file_name(tmp_path: Path) -> None:
     assert set(short_fingerprint(public)) <= set("0123456789abcdef")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.one_of(
         st.binary(max_size=200), st.text(max_size=100).map(lambda t: f"ecdsa-sha2-nistp384 {t}".encode())

@@ -12,7 +12,7 @@ from flwr.supercore.constant import HEAD_BODY_DIVIDER
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.object_store import NoObjectInStoreError
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedglioma_server import objects
@@ -71,7 +71,7 @@ def done(store: InMemoryObjectStore, call: tuple[Any, ...]) -> object:
 
 
 @given(script=st.lists(calls, max_size=40))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None)
 def test_spool_answers_as_flowers_store_does(script, tmp_path, monkeypatch):
     monkeypatch.setattr(objects, "IN_MEMORY_BYTES", 300)
     folder = tmp_path / str(next(FOLDERS))

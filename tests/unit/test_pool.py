@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,11 +52,11 @@ def _children(pid: int) -> list[int]:
     return [int(child) for child in listed]
 
 
-def _run_until_busy(tmp_path: Path) -> tuple["subprocess.Popen[str]", list[int]]:
+def _started(tmp_path: Path) -> "subprocess.Popen[str]":
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
     root = Path(__file__).parents[2]
-    program = subprocess.Popen(  # noqa: S603 - our own text
+    return subprocess.Popen(  # noqa: S603 - our own text
         [sys.executable, str(script)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -63,18 +64,19 @@ def _run_until_busy(tmp_path: Path) -> tuple["subprocess.Popen[str]", list[int]]
         start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(root)},
     )
-    assert program.stdout is not None
-    assert program.stdout.readline() == "done\n"
-    return program, _children(program.pid)
 
 
-def _all_end(pids: list[int], seconds: float = 10) -> bool:
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit:
-        if not any(_alive(pid) for pid in pids):
-            return True
-        time.sleep(0.05)
-    return False
+def _within_a_minute(happened: Callable[[], bool]) -> bool:
+    limit = time.monotonic() + 60
+    while not happened():
+        if time.monotonic() > limit:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _all_end(pids: list[int]) -> bool:
+    return _within_a_minute(lambda: not any(_alive(pid) for pid in pids))
 
 
 def _alive(pid: int) -> bool:
@@ -84,15 +86,35 @@ def _alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc to see the processes")
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc to see the processes"
+)
+
+
+@needs_proc
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_outlives_an_interrupted_or_killed_parent(tmp_path: Path, how: signal.Signals) -> None:
-    program, children = _run_until_busy(tmp_path)
+    program = _started(tmp_path)
+    assert program.stdout is not None
+    assert program.stdout.readline() == "done\n"
+    children = _children(program.pid)
     assert len(children) >= 2
     if how is signal.SIGINT:
         os.killpg(program.pid, how)  # as a terminal does: to the whole group
     else:
         program.kill()
-    _, said = program.communicate(timeout=20)
+    _, said = program.communicate(timeout=60)
     assert _all_end(children)
     assert said.count("Traceback") == (1 if how is signal.SIGINT else 0)  # the parent's own, no worker's
+
+
+@needs_proc
+def test_ctrl_c_while_the_processes_start_is_the_parents_alone(tmp_path: Path) -> None:
+    program = _started(tmp_path)
+    assert _within_a_minute(lambda: len(_children(program.pid)) == 3)  # with Python's tracker of resources
+    children = _children(program.pid)
+    time.sleep(0.2)  # they import now
+    os.killpg(program.pid, signal.SIGINT)
+    _, said = program.communicate(timeout=60)
+    assert _all_end(children)
+    assert said.count("Traceback") == 1

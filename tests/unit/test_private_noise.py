@@ -76,7 +76,7 @@ def test_two_numbers_of_a_pair_are_independent() -> None:
 
 
 def test_two_draws_are_independent() -> None:
-    source = NoiseSource(SecretRandom())
+    source = NoiseSource(SecretRandom(KEY))
     first, second = torch.zeros(MANY), torch.zeros(MANY)
     source.add_to(first, 1.0)
     source.add_to(second, 1.0)
@@ -113,7 +113,7 @@ def test_every_number_of_any_tensor_gets_noise_of_its_own(
         tensor = tensor.transpose(0, -1)
     elif layout == "gaps" and shape:
         tensor = torch.zeros([*shape[:-1], 3 * shape[-1]], dtype=dtype)[..., ::3]
-    NoiseSource(SecretRandom()).add_to(tensor, 1e-3)
+    NoiseSource(SecretRandom(KEY)).add_to(tensor, 1e-3)
     assert ((tensor != 0) & (tensor.abs() < 1e-2)).all()
     assert len(tensor.unique()) > 0.9 * tensor.numel() - 1
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
@@ -279,7 +279,7 @@ def test_model_of_another_size_is_not_taken_over(released: Path) -> None:
         take_over(released, learner)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_changed_byte_is_refused_or_changes_nothing(
     original: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

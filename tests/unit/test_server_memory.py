@@ -69,8 +69,8 @@ def peak(folder: Path, sites: int, name: str, payload: str) -> int:
 def test_memory_of_a_round_is_that_of_few_sites(tmp_path: Path, name: str, payload: str) -> None:
     few, many = (peak(tmp_path, sites, name, payload) for sites in (5, 16))
     # Peaks of two runs differ by when the judging thread meets the next reply, not by sites: eleven more
-    # sites that were kept would be eleven payloads more.
-    assert many < few + PAYLOAD
+    # sites that were kept would be eleven updates more, the smallest of them a quarter of a payload each.
+    assert many < few + 2 * PAYLOAD
 
 
 def test_resident_memory_of_sixteen_sites_is_that_of_two(tmp_path: Path) -> None:
@@ -83,10 +83,10 @@ def test_resident_memory_of_sixteen_sites_is_that_of_two(tmp_path: Path) -> None
             capture_output=True,
             text=True,
             check=True,
-            timeout=120,
+            timeout=600,
         )
         found[sites] = json.loads(done.stdout)
-    assert found[16] - found[2] < PAYLOAD
+    assert found[16] - found[2] < 3 * PAYLOAD  # kept updates would be fourteen
 
 
 def test_messages_of_all_sites_are_one_payload(tmp_path: Path) -> None:

@@ -52,5 +52,5 @@ def test_what_is_no_file_is_not_waited_for(
             server.bind("a")
         thread = threading.Thread(target=read, daemon=True)
         thread.start()
-        thread.join(5)
+        thread.join(60)
     assert len(found) == 1

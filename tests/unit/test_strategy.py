@@ -280,7 +280,7 @@ def test_usable_update_is_told_while_the_next_reply_is_waited_for(tmp_path: Path
         yield answer(strategy, messages[0], moved(SENT, 0, np.nan))
         for n, message in enumerate(messages[1:], 1):
             yield answer(strategy, message, moved(SENT, n))
-            assert heard.get(timeout=10) == NAMES[n]
+            assert heard.get(timeout=60) == NAMES[n]
 
     outcome(strategy, replies(), 4)
     assert heard.empty()

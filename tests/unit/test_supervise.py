@@ -168,6 +168,7 @@ def test_how_the_node_ended_is_known(config, node):
 def test_node_goes_with_its_supervisor(config, node, monkeypatch):
     started = node("import time; time.sleep(600)")
     monkeypatch.setattr(supervise, "LOOK_S", 0.0)
+    monkeypatch.setattr(supervise, "_STOP_S", 60.0)
 
     def interrupt(_config: SiteConfig) -> Knock:
         raise KeyboardInterrupt

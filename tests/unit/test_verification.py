@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -378,6 +379,9 @@ def test_log_that_grows_meanwhile_is_sound_at_every_moment(path: Path) -> None:
     writer = threading.Thread(target=grow)
     writer.start()
     try:
+        end = time.monotonic() + 60
+        while not written and time.monotonic() < end:
+            time.sleep(0.001)
         seen = [verify(path) for _ in range(30)]
     finally:
         enough.set()
