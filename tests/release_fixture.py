@@ -9,10 +9,11 @@ from fedglioma.case import GENES, Task
 from fedglioma.config.run import RunConfig
 from fedglioma.metrics.predictions import Predictions
 from fedglioma.metrics.tables import Evaluation, evaluate
+from fedglioma.privacy.accounting import Mechanism, Spent
 from fedglioma.training.learner import initial_learner
 from fedglioma.weights import Layout, pack
 from fedglioma_server.card import write_card
-from fedglioma_server.records import HeldOutRound, RoundRecord, RunRecord, SiteData
+from fedglioma_server.records import HeldOutRound, RoundRecord, RunRecord, SiteData, SiteRound
 from fedglioma_server.release import write_model
 
 COUNTS = dict.fromkeys(GENES, (7.5, 4.0))
@@ -27,6 +28,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "unet": {"width": 2, "crop": 16},
 }
 """A network of each kind: markers, markers and outline, MONAI's for markers, MONAI's for outlines."""
+
+
+def trained_rounds(number: int) -> list[RoundRecord]:
+    """Return so many rounds on record, in each of which one hospital took part."""
+    sites = {"henan": SiteRound(status="ok")}
+    return [CHOSEN.model_copy(update={"round": done + 1, "sites": sites}) for done in range(number)]
 
 
 def small_settings(model: str = "mdpnet", **others: Any) -> RunConfig:
@@ -85,11 +92,18 @@ def evaluation_of(settings: RunConfig, cases: int = 12, site: str = "henan") -> 
     return evaluate(predictions, split="report", synthetic=True, resamples=100)
 
 
-def write_release(folder: Path, settings: RunConfig, record: RunRecord | None = None) -> Path:
-    """Write an untrained model's folder as a run does, and return it."""
+def write_release(
+    folder: Path,
+    settings: RunConfig,
+    record: RunRecord | None = None,
+    *,
+    spent: tuple[Mechanism, ...] = (),
+) -> Path:
+    """Write an untrained model's folder as a run does, and return it; ``spent`` of a patient's privacy."""
     learner = initial_learner(settings, COUNTS)
     layout = Layout.of(learner.model, learner.loss, whole=True)
     told = record or run_record(settings)
-    write_model(folder, told, CHOSEN, pack(learner.model, learner.loss, whole=True), layout)
+    lost = Spent(unit="patient", mechanisms=spent) if spent else None
+    write_model(folder, told, CHOSEN, pack(learner.model, learner.loss, whole=True), layout, lost)
     write_card(folder, told, CHOSEN, evaluation_of(settings), "Not differentially private.")
     return folder

@@ -9,8 +9,9 @@ from fedglioma.config.site import SiteConfig
 from fedglioma.errors import PrivacyError
 from fedglioma.privacy.ledger import Ledger
 from fedglioma.privacy.ledger_entries import UPDATE, Budget, Release
+from fedglioma.privacy.ledger_file import OUTBOX
 from fedglioma.privacy.ledger_heads import Audited, read_audited
-from fedglioma.privacy.ledger_runs import RunSummary, runs_of
+from fedglioma.privacy.ledger_runs import RoundSpending, RunSummary, rounds_of, runs_of
 from fedglioma_client.verdict import Verdict, doubtful, failed, fine, several
 
 NEAR: Final = 0.8
@@ -38,6 +39,7 @@ class Figures:
     audited: Audited
     releases: tuple[Release, ...]
     runs: tuple[RunSummary, ...]
+    rounds: tuple[RoundSpending, ...]
     spent: float
     rounds_left: int | None
     """How many more rounds like the last one fit; None where there was none, or no limit is set."""
@@ -89,6 +91,9 @@ class Figures:
                 | {"epsilon": _finite(run.epsilon), "cumulative": _finite(run.cumulative)}
                 for run in self.runs
             ],
+            "rounds": [
+                one.model_dump(mode="json") | {"cumulative": _finite(one.cumulative)} for one in self.rounds
+            ],
             "releases": [_told(release) for release in self.releases],
             "ledger": {
                 "intact": True,
@@ -129,12 +134,21 @@ def limit_of(config: SiteConfig) -> Budget:
 
 
 def ledger_of(config: SiteConfig) -> Ledger:
-    """Return a site's ledger; nothing is made before its first line."""
-    return Ledger(config.state, config.site, head_copy=config.privacy.head_copy)
+    """Return a site's ledger; nothing is made before its first line.
+
+    What may be sent again lies with it, or in a simulation of a hospital that has a ledger, with the run.
+    """
+    outbox = None if config.lasting_state == config.state else config.state / OUTBOX
+    return Ledger(config.lasting_state, config.site, head_copy=config.privacy.head_copy, outbox=outbox)
 
 
-def read_figures(config: SiteConfig) -> Figures:
+def read_figures(config: SiteConfig, *, by_round: bool = False) -> Figures:
     """Return what a site's ledger shows, compared with every head that is kept beside it.
+
+    Parameters
+    ----------
+    by_round : bool
+        Whether also after each round, which takes a few seconds more.
 
     Raises
     ------
@@ -142,7 +156,7 @@ def read_figures(config: SiteConfig) -> Figures:
         The ledger is not as it was written, or an older copy of it was put back.
     """
     ledger, limit = ledger_of(config), limit_of(config)
-    audited = read_audited(config.state / AUDIT_FILE)
+    audited = read_audited(config.lasting_state / AUDIT_FILE)
     if audited.head is not None:
         ledger.require_head(audited.head)
     releases = ledger.entries()
@@ -154,6 +168,7 @@ def read_figures(config: SiteConfig) -> Figures:
         audited=audited,
         releases=releases,
         runs=runs_of(ledger, limit),
+        rounds=rounds_of(ledger, limit) if by_round else (),
         spent=ledger.epsilon_spent(None, limit.delta, limit.accountant),
         rounds_left=_rounds_left(ledger, releases, limit),
     )

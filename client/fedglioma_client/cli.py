@@ -356,7 +356,7 @@ def privacy(
         from fedglioma_client.privacy_screen import screen
 
         _, path = context.ensure_object(Chosen).path()
-        figures = read_figures(load_settings(path))
+        figures = read_figures(load_settings(path), by_round=True)
         emit(figures.data(), screen(figures), output)
 
 

@@ -41,8 +41,8 @@ def load_settings(path: Path) -> SiteConfig:
 
 def secret_of(config: SiteConfig) -> bytes:
     """Return the site's secret, which the first call makes, in the folder ``state``."""
-    config.state.mkdir(parents=True, exist_ok=True)
-    return site_secret(config.state / SECRET_FILE)
+    config.lasting_state.mkdir(parents=True, exist_ok=True)
+    return site_secret(config.lasting_state / SECRET_FILE)
 
 
 def read_site_cohort(config: SiteConfig, secret: bytes) -> Cohort | Unusable:

@@ -4,13 +4,14 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from textwrap import wrap
 from typing import Final
 
 from rich.console import Console
 from rich.table import Table
 
 from fedglioma.privacy.ledger_entries import UPDATE, Release
-from fedglioma.privacy.ledger_runs import RunSummary
+from fedglioma.privacy.ledger_runs import RoundSpending, RunSummary
 from fedglioma_client.budget import MECHANISM, NOT_COVERED, UNIT, Figures
 from fedglioma_client.verdict import several
 
@@ -23,6 +24,7 @@ def screen(figures: Figures) -> str:
     parts = [
         "\n".join(_top(figures)),
         _runs(figures.runs),
+        "\n".join(_rounds(figures.rounds)),
         "\n".join(_others(figures.releases)),
         "\n".join(("not covered by any epsilon:", *(f"  - {line}" for line in NOT_COVERED))),
         "\n".join(f"WARNING: {line}" for line in figures.warnings()),
@@ -113,6 +115,21 @@ def _runs(runs: Sequence[RunSummary]) -> str:
             _number(run.cumulative),
         )
     return _printed(table)
+
+
+def _rounds(rounds: Sequence[RoundSpending]) -> Iterator[str]:
+    """Yield what was spent after rounds: where there are many those that are exact, and each run's last."""
+    if not rounds:
+        return
+    yield "epsilon after a round, of everything until then (<: at most):"
+    for run in dict.fromkeys(one.run for one in rounds):
+        own = [one for one in rounds if one.run == run]
+        shown = [one for one in own if not one.at_most or one is own[-1]]
+        told = [
+            f"{one.round}:\N{NO-BREAK SPACE}{'<' * one.at_most}{_number(one.cumulative)}" for one in shown
+        ]
+        lines = wrap(f"run {run}, {', '.join(told)}", WIDTH, initial_indent="  ", subsequent_indent="    ")
+        yield from (line.replace("\N{NO-BREAK SPACE}", " ") for line in lines)
 
 
 def _others(releases: Sequence[Release]) -> Iterator[str]:

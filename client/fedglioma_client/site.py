@@ -6,7 +6,7 @@ and the run names the simulation plan of this machine.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -49,6 +49,17 @@ def resolve_config(context: Context) -> SiteConfig:
     return load_site_config(place) if isinstance(place, Path) else place.settings
 
 
+class _InRun(SiteConfig):
+    """A hospital's own settings in a simulation: ``state`` is the run's, ``own_state`` the hospital's."""
+
+    own_state: Path
+
+    @property
+    def lasting_state(self) -> Path:
+        """Where the site's secret and privacy ledger lie, which outlast every run."""
+        return self.own_state
+
+
 @dataclass(frozen=True)
 class _Simulated:
     """A hospital of a simulation, and the run folder that it belongs to."""
@@ -58,9 +69,15 @@ class _Simulated:
 
     @property
     def settings(self) -> SiteConfig:
-        """Its settings; what it remembers lies with the run."""
-        own = self.run_folder / "work" / "sites" / self.plan.settings.site
-        return self.plan.settings.model_copy(update={"state": own})
+        """Its settings; what it remembers lies with the run.
+
+        But for secret and privacy ledger of a hospital that a file describes: what its patients lost counts
+        over all runs, and in its own ledger.
+        """
+        config, own = self.plan.settings, self.run_folder / "work" / "sites" / self.plan.settings.site
+        if self.plan.described:
+            return _InRun(**dict(config) | {"state": own, "own_state": config.state})
+        return config.model_copy(update={"state": own})
 
 
 def _place(context: Context) -> Path | _Simulated:
@@ -102,7 +119,10 @@ def resolve_site(context: Context, settings: RunConfig) -> Site:
     if isinstance(place, Path):
         if PLAN_KEY in context.run_config:
             raise ConfigError("run configuration: a real site does not read a simulation plan")
-        return _real_site(place, PrepareSettings.of(settings), settings.purpose)
+        site = _real_site(place, PrepareSettings.of(settings), settings.purpose)
+        # Patients are prepared once; what they may lose is asked of the file each time, as the policy is.
+        limits = load_site_config(place).privacy
+        return replace(site, config=site.config.model_copy(update={"privacy": limits}))
     return Site(place.settings, place.plan.cases)
 
 

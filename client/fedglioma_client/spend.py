@@ -128,7 +128,7 @@ def _answered(
 
 def _require_heads(ledger: Ledger, site: Site, heard: str) -> None:
     """Refuse a ledger that lacks a head which the server or the site's own audit log has."""
-    for head in (heard, read_audited(site.config.state / AUDIT_FILE).head):
+    for head in (heard, read_audited(site.config.lasting_state / AUDIT_FILE).head):
         if head:
             ledger.require_head(head)
 
@@ -138,8 +138,9 @@ def _require_secret(ledger: Ledger, site: Site) -> None:
     own = _about_secret(site)["secret"]
     if any(entry.reserved.about.get("secret", own) != own for entry in ledger.entries()):
         raise PrivacyError(
-            f"{site.config.state}: site_secret is not the one under which the ledger knows its patients, so "
-            "that each would seem new; put back the file that belongs to the ledger (docs/privacy-ledger.md)"
+            f"{site.config.lasting_state}: site_secret is not the one under which the ledger knows its "
+            "patients, so that each would seem new; put back the file that belongs to the ledger "
+            "(docs/privacy-ledger.md)"
         )
 
 

@@ -30,7 +30,8 @@ class PrivacyTerms(Frozen):
     The unit is a patient, with all scans; two data sets are neighbours when one has a patient more. In each
     step every patient takes part with probability ``sampling_rate``; the gradient of each is clipped to the
     Euclidean length ``clip_norm``, and noise of standard deviation ``noise_multiplier * clip_norm`` is added
-    to each number of their sum.
+    to each number of their sum. Counts and intensity landmarks, which are told before, have noise of
+    ``counts_epsilon`` each.
     """
 
     noise_multiplier: float = Field(gt=0, le=1000)
@@ -41,6 +42,7 @@ class PrivacyTerms(Frozen):
     accountant: AccountantName = "prv"
     steps_per_round: int = Field(ge=1, le=100_000)
     rounds: int = Field(ge=1)
+    counts_epsilon: float = Field(default=0.5, gt=0, le=100)
 
     @property
     def steps(self) -> int:

@@ -419,6 +419,7 @@ class RunConfig(Frozen):
             accountant=self.accountant,
             steps_per_round=self.steps_per_round,
             rounds=self.rounds,
+            counts_epsilon=self.counts_epsilon,
         )
 
     @property

@@ -67,6 +67,7 @@ class PrivacyLimits(Frozen):
     min_noise_multiplier: float = Field(default=0.3, gt=0, le=1000)
     max_clip_norm: float | None = Field(default=None, gt=0)
     max_sampling_rate: float = Field(default=1.0, gt=0, le=1)
+    max_counts_epsilon: float = Field(default=2.0, gt=0, le=MOST_EPSILON)
     require_secure_aggregation: bool = False
     head_copy: Path | None = None
 
@@ -90,22 +91,19 @@ class PrivacyLimits(Frozen):
                     "privacy: this site takes part in differentially private runs only; the run is not one"
                 )
             return
-        if terms.delta > self.max_delta:
-            raise PolicyError(f"privacy: delta {terms.delta:g} offered, at most {self.max_delta:g} allowed")
         if terms.noise_multiplier < self.min_noise_multiplier:
             raise PolicyError(
                 f"privacy: noise multiplier {terms.noise_multiplier:g} offered, "
                 f"at least {self.min_noise_multiplier:g} allowed"
             )
-        if self.max_clip_norm is not None and terms.clip_norm > self.max_clip_norm:
-            raise PolicyError(
-                f"privacy: clip norm {terms.clip_norm:g} offered, at most {self.max_clip_norm:g} allowed"
-            )
-        if terms.sampling_rate > self.max_sampling_rate:
-            raise PolicyError(
-                f"privacy: sampling rate {terms.sampling_rate:g} offered, "
-                f"at most {self.max_sampling_rate:g} allowed"
-            )
+        for what, offered, most in (
+            ("delta", terms.delta, self.max_delta),
+            ("clip norm", terms.clip_norm, self.max_clip_norm),
+            ("sampling rate", terms.sampling_rate, self.max_sampling_rate),
+            ("counts epsilon", terms.counts_epsilon, self.max_counts_epsilon),
+        ):
+            if most is not None and offered > most:
+                raise PolicyError(f"privacy: {what} {offered:g} offered, at most {most:g} allowed")
 
 
 class SiteConfig(Frozen):
@@ -133,6 +131,11 @@ class SiteConfig(Frozen):
     metrics_port: int = Field(default=0, ge=0, le=65535)
     policy: Policy = Policy()
     privacy: PrivacyLimits = PrivacyLimits()
+
+    @property
+    def lasting_state(self) -> Path:
+        """Where the site's secret and privacy ledger lie, which outlast every run."""
+        return self.state
 
     @field_validator("site")
     @classmethod

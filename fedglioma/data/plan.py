@@ -31,10 +31,15 @@ def plan_path(run_config: Mapping[str, object]) -> Path | None:
 
 
 class SitePlan(Frozen):
-    """A simulated hospital: its settings and its training cases, prepared."""
+    """A simulated hospital: its settings and its training cases, prepared.
+
+    ``described`` is whether the settings are from the hospital's own file, so that its secret and its privacy
+    ledger are where that says, and not the run's.
+    """
 
     settings: SiteConfig
     cases: tuple[PreparedCase, ...]
+    described: bool = False
 
 
 class SimulationPlan(Frozen):

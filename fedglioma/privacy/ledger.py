@@ -30,7 +30,7 @@ from fedglioma.privacy.ledger_entries import (
     Reserved,
     Voided,
 )
-from fedglioma.privacy.ledger_file import OUTBOX, LedgerFile, tampered
+from fedglioma.privacy.ledger_file import LedgerFile, tampered
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +48,14 @@ class Ledger:
         The site's name, which the ledger has in its first line.
     head_copy : Path or None
         A file, on another disk at best, in which the ledger's head is kept too, and compared.
+    outbox : Path or None
+        A folder for what was committed and may be sent again, where that is not to lie with the ledger.
     """
 
-    def __init__(self, state: Path, site: str, *, head_copy: Path | None = None) -> None:
-        self._file = LedgerFile(state, site, head_copy)
+    def __init__(
+        self, state: Path, site: str, *, head_copy: Path | None = None, outbox: Path | None = None
+    ) -> None:
+        self._file = LedgerFile(state, site, head_copy, outbox)
 
     @property
     def path(self) -> Path:
@@ -224,13 +228,13 @@ class Ledger:
         if not self._file.exists():
             return ()
         with self._file.opened(write=True) as ledger:
-            sweep(self._file.folder / OUTBOX)
+            sweep(self._file.outbox)
             given_up = [r for r in ledger.book.standing() if r.open and r.key != keep]
             for release in given_up:
                 reason = "the site stopped before anything of it left"
                 ledger.write(Kind.VOIDED, Voided(reservation=release.seq, reason=reason))
             known = {r.committed.update for r in ledger.book.releases.values() if r.committed is not None}
-            for path in (self._file.folder / OUTBOX).iterdir():
+            for path in self._file.outbox.iterdir():
                 if path.name not in known:
                     path.unlink()
             return tuple(release.key for release in given_up)

@@ -134,13 +134,16 @@ class LedgerFile:
     site : str
     head_copy : Path or None
         A file, on another disk at best, in which each line's head is kept too.
+    outbox : Path or None
+        Where what was committed lies, if not in the ledger's own folder.
     """
 
-    def __init__(self, state: Path, site: str, head_copy: Path | None) -> None:
+    def __init__(self, state: Path, site: str, head_copy: Path | None, outbox: Path | None = None) -> None:
         self.folder = state / FOLDER
         self.path = self.folder / LEDGER_FILE
         self.site = site
         self.head_copy = head_copy
+        self.outbox = self.folder / OUTBOX if outbox is None else outbox
 
     def exists(self) -> bool:
         """Whether a line was ever written, as far as it shows.
@@ -178,7 +181,7 @@ class LedgerFile:
 
     def _make_folders(self, *, new: bool) -> None:
         """Make what is not there: of a ledger that was put back from a backup, folders that were empty."""
-        folders = (self.folder, self.folder / SETS, self.folder / OUTBOX)
+        folders = (self.folder, self.folder / SETS, self.outbox)
         if all(folder.is_dir() for folder in folders):
             return
         for folder in folders:
@@ -201,10 +204,16 @@ class LedgerFile:
         self.check_copy(Book())
 
     def place(self) -> str:
-        """Return the digest that stands for where heads are copied to; empty where they are not."""
-        if self.head_copy is None:
-            return ""
-        return hashlib.sha256(os.fsencode(self.head_copy.absolute())).hexdigest()
+        """Return the digest that stands for where heads are copied to; empty where they are not.
+
+        Of the path without ``..``, so that one place has one name. Links on the way stand as they are: where
+        one is bent to an empty folder, the copy must be missed.
+        """
+        return "" if self.head_copy is None else _digest(os.path.normpath(self.head_copy.absolute()))
+
+    def _places(self) -> tuple[str, ...]:
+        """Return the digests by which a line may name that place: earlier versions took the path as given."""
+        return () if self.head_copy is None else (self.place(), _digest(self.head_copy.absolute()))
 
     def check_copy(self, book: Book) -> None:
         """Raise ``PrivacyError`` where the second copy of the head is of a line that the ledger has not."""
@@ -220,7 +229,7 @@ class LedgerFile:
                 f"({error.strerror or error}); mount the disk, or give the right to read"
             ) from None
         if head is None:
-            if book.place == self.place():
+            if book.place in self._places():
                 raise tampered(self.head_copy, "the second copy of the ledger's head is gone, or its disk is")
         elif head.seq > len(book.heads) or book.heads[head.seq - 1] != head.digest:
             raise tampered(
@@ -261,7 +270,7 @@ class LedgerFile:
 
     def outbox_path(self, digest: str) -> Path:
         """Return where an update that was committed lies."""
-        return self.folder / OUTBOX / digest
+        return self.outbox / digest
 
     def _read_set(self, digest: str) -> frozenset[str]:
         path = self.set_path(digest)
@@ -273,3 +282,7 @@ class LedgerFile:
             raise tampered(path, "the set of patients was changed after it was written")
         tags: list[Any] = json.loads(content)
         return frozenset(tags)
+
+
+def _digest(path: str | Path) -> str:
+    return hashlib.sha256(os.fsencode(path)).hexdigest()

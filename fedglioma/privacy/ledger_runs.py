@@ -1,6 +1,8 @@
-"""The ledger run by run: rounds, steps, terms, the run's own epsilon, and what all runs cost until then."""
+"""The ledger run by run, and round by round: steps, terms, and what everything cost until then."""
 
+import math
 from collections.abc import Sequence
+from typing import Final
 
 from fedglioma.case import Frozen
 from fedglioma.privacy.accounting import Mechanism
@@ -45,6 +47,64 @@ def runs_of(ledger: Ledger, limit: Budget) -> tuple[RunSummary, ...]:
     standing = [release for release in ledger.entries() if not release.voided]
     names = dict.fromkeys(release.key.run for release in standing)
     return tuple(_summary(ledger, standing, name, limit) for name in names)
+
+
+class RoundSpending(Frozen):
+    """What is spent of the patient who lost most after a round's update left.
+
+    ``cumulative`` is of everything in the ledger until then; infinite is possible. ``at_most`` is whether it
+    is a bound from above: of many rounds the accountant ``prv``, which takes its time, is asked of some.
+    """
+
+    run: str
+    round: int
+    attempt: int
+    cumulative: float
+    at_most: bool
+
+
+MOST_EXACT: Final = 40
+
+
+def rounds_of(ledger: Ledger, limit: Budget) -> tuple[RoundSpending, ...]:
+    """Return what was spent by the end of each round, in the order in which updates were reserved.
+
+    Between rounds of which the accountant ``prv`` is asked stands the smaller of what it says of the next of
+    them and of what ``rdp``, which is quick, says of the round itself.
+
+    Raises
+    ------
+    PrivacyError
+        The ledger is not as it was written.
+    """
+    standing = [release for release in ledger.entries() if not release.voided]
+    ends = [n for n, one in enumerate(standing) if one.key.what == UPDATE and one.committed is not None]
+    exact = _spread(len(ends)) if limit.accountant == "prv" else set(range(len(ends)))
+    found: list[RoundSpending] = []
+    later = math.inf
+    for number in reversed(range(len(ends))):
+        key, until = standing[ends[number]].key, standing[: ends[number] + 1]
+        if number in exact:
+            later = epsilon = ledger.epsilon_of(until, limit.delta, limit.accountant)
+        else:
+            epsilon = min(later, ledger.epsilon_of(until, limit.delta, "rdp"))
+        found.append(
+            RoundSpending(
+                run=key.run,
+                round=key.round,
+                attempt=key.attempt,
+                cumulative=epsilon,
+                at_most=number not in exact,
+            )
+        )
+    return tuple(reversed(found))
+
+
+def _spread(count: int) -> set[int]:
+    """Return at most so many places as are worked out exactly, evenly from the first to the last."""
+    if count <= MOST_EXACT:
+        return set(range(count))
+    return {round(step * (count - 1) / (MOST_EXACT - 1)) for step in range(MOST_EXACT)}
 
 
 def _summary(ledger: Ledger, standing: Sequence[Release], name: str, limit: Budget) -> RunSummary:

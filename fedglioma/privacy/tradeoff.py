@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ def largest_tpr(mechanisms: Iterable[Mechanism], fpr: float, accountant: Account
     """
     if not 0 <= fpr <= 1:
         raise PrivacyError(f"false-positive rate {fpr:g}: give one from 0 to 1")
-    slopes, offsets = _edges(delta_curve(mechanisms, accountant))
+    slopes, offsets = _lines(tuple(mechanisms), accountant)
     return float(np.clip(np.min(slopes * fpr + offsets), 0.0, 1.0))
 
 
@@ -43,7 +44,7 @@ def largest_auc(mechanisms: Iterable[Mechanism], accountant: AccountantName) -> 
     PrivacyError
         As ``epsilon_of``.
     """
-    slopes, offsets = _edges(delta_curve(mechanisms, accountant))
+    slopes, offsets = _lines(tuple(mechanisms), accountant)
     with np.errstate(all="ignore"):
         crossings = (offsets[None, :] - offsets[:, None]) / (slopes[:, None] - slopes[None, :])
     inside = crossings[np.isfinite(crossings) & (crossings > 0) & (crossings < 1)]
@@ -64,6 +65,12 @@ def delta_curve(
     """
     history, deltas = tuple(mechanisms), [float(delta) for delta in np.geomspace(1e-7, 0.9, 30)]
     return tuple(zip(epsilons_of(history, deltas, accountant), deltas, strict=True))
+
+
+@lru_cache(maxsize=16)
+def _lines(history: tuple[Mechanism, ...], accountant: AccountantName) -> tuple[FloatArray, FloatArray]:
+    # A curve that is drawn asks for many rates of the same mechanisms.
+    return _edges(delta_curve(history, accountant))
 
 
 def _edges(curve: Sequence[tuple[float, float]]) -> tuple[FloatArray, FloatArray]:

@@ -1,28 +1,26 @@
 """What an attack on a model found, as record and in words, and whether the model may be released."""
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from fedglioma.attack.bounds import Bound
-from fedglioma.attack.inversion import Noise
 from fedglioma.attack.probe import ProbeResult
 from fedglioma.attack.result import FALSE_ALARMS, AttackResult
 from fedglioma.case import Frozen
-from fedglioma.errors import ConfigError
+from fedglioma.errors import FedGliomaError
 from fedglioma.metrics.bootstrap import Measure
-from fedglioma.privacy.tradeoff import largest_auc, largest_tpr
 from fedglioma_server.card_tables import measure_text
 from fedglioma_server.records import read_json
 from fedglioma_server.runfolder import RunFolder
-from fedglioma_server.spending import spent_of
+from fedglioma_server.stated_privacy import StatedPrivacy
 
 SCHEMA_VERSION: Final = 1
 SERIOUS_AUC: Final = 0.6
 SERIOUS_TPR: Final = 0.05
 """Where the lower end of an interval is above, a warning is given of a model without a bound."""
-PRIVACY: Final = "privacy.json"
+UNTRIED: Final = (
+    "No attack on this model is on record (bundled with --without-attack): nobody tried what it gives away "
+    "of the patients that it was trained on."
+)
 
 
 class AttackReport(Frozen):
@@ -30,7 +28,8 @@ class AttackReport(Frozen):
 
     ``shadow_rounds`` is how long each shadow model trained, in the run's rounds. ``privacy`` says in words
     what is stated of the model; ``epsilon`` and ``delta`` are None where it is not differentially private, or
-    where nobody said.
+    where nobody said. ``refusals`` are why it must not be released: attacks above the bound, and a statement
+    that what its run did does not bear out.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -52,62 +51,6 @@ class AttackReport(Frozen):
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class StatedPrivacy:
-    """What a run says of its privacy: in words, as a bound if it is private, and its noise if it says."""
-
-    words: str
-    bound: Bound | None = None
-    noise: Noise | None = None
-
-
-def stated_privacy(run: Path | None) -> StatedPrivacy:
-    """Return what a run folder's ``privacy.json`` states; of no run, nothing is stated.
-
-    Raises
-    ------
-    ConfigError
-        The file cannot be read, or says private without a usable epsilon and delta.
-    """
-    if run is None:
-        return StatedPrivacy("no bound: no run folder was named, so nothing is stated of the model's privacy")
-    file = run / PRIVACY
-    try:
-        table = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return StatedPrivacy(f"no bound: the run has no {PRIVACY}, so nothing is stated of its privacy")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file}: cannot be read ({type(error).__name__})") from None
-    if not isinstance(table, dict) or not table.get("differentially_private"):
-        return StatedPrivacy("no bound: not differentially private")
-    epsilon, delta = _number(table, "epsilon"), _number(table, "delta")
-    if epsilon is None or delta is None:
-        raise ConfigError(f"{file}: says differentially private, but no epsilon and delta; it was changed")
-    if table.get("unit") == "site":
-        return StatedPrivacy(
-            f"no bound for a patient: epsilon {epsilon:g} at delta {delta:g} is for a hospital as a whole"
-        )
-    clip, multiplier = _number(table, "clip_norm"), _number(table, "noise_multiplier")
-    noise = None if clip is None or multiplier is None else Noise(clip, multiplier)
-    words = f"differentially private per patient, epsilon {epsilon:g} at delta {delta:g}"
-    return StatedPrivacy(words, _bound(run, epsilon, delta), noise)
-
-
-def _bound(run: Path, epsilon: float, delta: float) -> Bound:
-    """Return the bound of the noise itself where the run is here, else that of one (epsilon, delta)."""
-    folder = RunFolder(run)
-    if not folder.exists():
-        return Bound.of(epsilon, delta)
-    record = folder.read()
-    spent = spent_of(record, folder.rounds())
-    if spent is None or not spent.mechanisms:
-        return Bound.of(epsilon, delta)
-    done, accountant = spent.mechanisms, record.settings.accountant
-    return Bound(
-        epsilon, delta, lambda fpr: largest_tpr(done, fpr, accountant), largest_auc(done, accountant)
-    )
-
-
 def attack_file(run: Path) -> Path:
     """Return where a run folder keeps what the last attack on its model found."""
     return RunFolder(run).evaluation / "attack.json"
@@ -124,6 +67,48 @@ def attack_on(run: Path, model_digest: str) -> AttackReport | None:
     file = attack_file(run)
     found = read_json(file, AttackReport) if file.exists() else None
     return found if found is not None and found.model_digest == model_digest else None
+
+
+def require_releasable(
+    model: Path, stated: StatedPrivacy, attacked: AttackReport | None, *, without_attack: bool
+) -> None:
+    """Refuse to release a model that keeps not what is stated of it, or of which nobody tried it.
+
+    Parameters
+    ----------
+    attacked : AttackReport or None
+        The last attack on this very model, if there was one.
+    without_attack : bool
+        Whether a model that states privacy may go although nobody attacked it.
+
+    Raises
+    ------
+    FedGliomaError
+        Its run spent more than is stated, the attack found more than that allows or was judged by another
+        epsilon, or there was none.
+    """
+    reasons = [*stated.doubts, *(attacked.refusals if attacked is not None else ())]
+    if reasons:
+        raise FedGliomaError(
+            f"{model}: not to be released: {reasons[0]}; see docs/attacks.md, and attack it again once that "
+            "is mended"
+        )
+    if attacked is None and stated.private and not without_attack:
+        raise FedGliomaError(
+            f"{model}: not to be released: it states privacy, and no attack on it is on record; run "
+            "'fedglioma-server evaluate MODEL --attack --gate --out DIR' on the model in its run folder, or "
+            "say --without-attack, which then stands on the bundle's page"
+        )
+    epsilon = None if stated.bound is None else stated.bound.epsilon
+    if attacked is not None and attacked.epsilon != epsilon:
+        raise FedGliomaError(
+            f"{model}: not to be released: the attack on record was judged by epsilon "
+            f"{_or_none(attacked.epsilon)}, now {_or_none(epsilon)} is stated; attack it again"
+        )
+
+
+def _or_none(epsilon: float | None) -> str:
+    return "none" if epsilon is None else f"{epsilon:g}"
 
 
 def gate(report: AttackReport) -> list[str]:
@@ -217,8 +202,3 @@ def _percent(measure: Measure) -> str:
 
 def _allowed(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def _number(table: dict[str, Any], name: str) -> float | None:
-    value = table.get(name)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

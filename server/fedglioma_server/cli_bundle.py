@@ -30,6 +30,13 @@ def bundle(
             "--license", help="text of the weights' licence; by default none is granted", metavar="FILE"
         ),
     ] = None,
+    without_attack: Annotated[
+        bool,
+        typer.Option(
+            "--without-attack",
+            help="bundle a model that states privacy though nobody attacked it; the bundle's page says so",
+        ),
+    ] = False,
     output: Format = OutputFormat.TEXT,
     log_level: LogLevel = "INFO",
 ) -> None:
@@ -42,6 +49,11 @@ def bundle(
         from fedglioma_server.monai_bundle import write_bundle
 
         data, text = write_bundle(
-            model, out, bundle_version=bundle_version, authors=authors, license_file=license_file
+            model,
+            out,
+            bundle_version=bundle_version,
+            authors=authors,
+            license_file=license_file,
+            without_attack=without_attack,
         )
         emit(data, text, output)

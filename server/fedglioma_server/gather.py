@@ -15,7 +15,14 @@ from pathlib import Path
 
 from fedglioma.case import Case, Finding
 from fedglioma.config.privacy import LARGEST_DELTA
-from fedglioma.config.site import SMALL_CELL_LIMIT, PrivacyLimits, SiteConfig, load_site_config, site_name
+from fedglioma.config.site import (
+    MOST_EPSILON,
+    SMALL_CELL_LIMIT,
+    PrivacyLimits,
+    SiteConfig,
+    load_site_config,
+    site_name,
+)
 from fedglioma.data.cohort import Cohort, read_cohort, read_cohorts
 from fedglioma.data.person import NUMBER, Sign, signs
 from fedglioma.errors import ConfigError, DataError
@@ -26,10 +33,11 @@ from fedglioma_server.records import DataIssue, write_text
 
 @dataclass(frozen=True)
 class Hospital:
-    """A simulated site: its settings and its usable cases."""
+    """A simulated site: its settings, its usable cases, and whether a file of its own describes it."""
 
     config: SiteConfig
     cases: tuple[Case, ...]
+    described: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,7 +162,7 @@ def _from_settings(files: Sequence[Path], defaults: SiteDefaults, purpose: str) 
         layout = None if config.layout == "auto" else config.layout
         cohort = read_cohort(config.data, layout=layout, purpose=purpose)
         cases = tuple(case.model_copy(update={"site": config.site}) for case in cohort.cases)
-        hospitals.append(Hospital(config.model_copy(update={"cache": defaults.cache}), cases))
+        hospitals.append(Hospital(config.model_copy(update={"cache": defaults.cache}), cases, described=True))
         exclusions += [finding.model_copy(update={"site": config.site}) for finding in cohort.exclusions]
         warnings += [finding.model_copy(update={"site": config.site}) for finding in cohort.warnings]
         synthetic = synthetic or cohort.synthetic
@@ -220,7 +228,12 @@ def _settings(name: str, data: Path, defaults: SiteDefaults) -> SiteConfig:
         threads=defaults.threads,
         small_cell_limit=defaults.small_cell_limit,
         # A hospital that exists in the simulation alone has made no terms.
-        privacy=PrivacyLimits(max_epsilon=None, max_delta=LARGEST_DELTA, min_noise_multiplier=1e-6),
+        privacy=PrivacyLimits(
+            max_epsilon=None,
+            max_delta=LARGEST_DELTA,
+            min_noise_multiplier=1e-6,
+            max_counts_epsilon=MOST_EPSILON,
+        ),
     )
 
 

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from fedglioma.data.smallfile import read_small
-from fedglioma.errors import ConfigError, FedGliomaError
+from fedglioma.errors import ConfigError
 from fedglioma.metrics.tables import Evaluation
 from fedglioma.newfile import new_folder
 from fedglioma.training.released import CONFIG, WEIGHTS, load_model, model_digest, read_config
-from fedglioma_server.attack_report import attack_on, attack_words
+from fedglioma_server.attack_report import UNTRIED, attack_on, attack_words, require_releasable
 from fedglioma_server.bundle_config import LOGGING, inference_config, metadata
 from fedglioma_server.card_tables import plain
 from fedglioma_server.records import RunRecord, read_json, write_json, write_text
 from fedglioma_server.report_text import listing
+from fedglioma_server.stated_privacy import stated_privacy
 
 CARD: Final = "README.md"
 _MOST_TEXT_BYTES: Final = 1 << 20
@@ -55,7 +56,13 @@ files in `configs/` decide which code runs: take them only from whom you trust.
 
 
 def write_bundle(
-    model: Path, out: Path, *, bundle_version: str, authors: str | None, license_file: Path | None
+    model: Path,
+    out: Path,
+    *,
+    bundle_version: str,
+    authors: str | None,
+    license_file: Path | None,
+    without_attack: bool = False,
 ) -> tuple[dict[str, Any], str]:
     """Return what was written as data and text: a new folder, there whole or not at all.
 
@@ -67,7 +74,7 @@ def write_bundle(
     ProtocolError
         The model is damaged or not one of fedglioma.
     FedGliomaError
-        An attack on the model found more than its stated privacy allows.
+        What is stated of the model's privacy does not hold, or nobody tried it (``require_releasable``).
     """
     if not model.is_dir():
         raise ConfigError(f"{model}: no such folder; name the model folder of a run")
@@ -78,12 +85,10 @@ def write_bundle(
     _, settings, _ = load_model(model)
     config = read_config(model)
     run, evaluation = _run_around(model, config)
-    attacked = None if run is None else attack_on(model.resolve().parent, model_digest(model))
-    if attacked is not None and attacked.refusals:
-        raise FedGliomaError(
-            f"{model}: not to be released: {attacked.refusals[0]}; see docs/attacks.md, and attack it again "
-            "once that is mended"
-        )
+    place = None if run is None else model.resolve().parent
+    attacked = None if place is None else attack_on(place, model_digest(model))
+    stated = stated_privacy(model, settings, place)
+    require_releasable(model, stated, attacked, without_attack=without_attack)
     who = authors or f"the consortium of run {config['run_id']}"
     cohorts = _cohorts(run)
     described = metadata(
@@ -100,8 +105,9 @@ def write_bundle(
         else _text(license_file, "name a text file by --license")
     )
     card = _text(model / CARD, "the model card is missing or unreadable; copy the whole model folder")
-    if attacked is not None:
-        card += "\n## Attacks\n\n" + "\n".join(f"- {sentence}" for sentence in attack_words(attacked)) + "\n"
+    tried = attack_words(attacked) if attacked is not None else [UNTRIED] if without_attack else []
+    if tried:
+        card += "\n## Attacks\n\n" + "\n".join(f"- {sentence}" for sentence in tried) + "\n"
     out.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(out) as folder:
         folder.chmod(0o755)

@@ -58,6 +58,10 @@ PRIVATE_ROUND = (
 )
 SUMMED_ROUND = "per round: number of steps of the published cases, seconds by phase; no training loss"
 MASKED_ROUND = "per round: seconds by phase; no number of steps and no training loss"
+MADE_UP = (
+    "other runs on the same patients: hospitals of a simulation that no settings file describes keep a "
+    "ledger in the run's folder, so that their limits count within this run only"
+)
 DROWNED = 10.0
 """Times as long as the gradient: about where made-up patients are guessed at (docs/privacy.md)."""
 REMEDIES = {
@@ -154,22 +158,26 @@ def _terms(record: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str, Any]:
         "sampling_rate": settings.sampling_rate,
         "steps_per_round": settings.steps_per_round,
         "counts_epsilon": settings.counts_epsilon,
-        "statement": f"{_site(settings, words)} {noise_words(record)}".strip(),
-        "not_covered": _around_site(record),
+        "statement": f"{_site(record, words)} {noise_words(record)}".strip(),
+        "not_covered": [*_around_site(record), *([MADE_UP] if record.made_up_sites else [])],
     }
 
 
-def _site(settings: RunConfig, words: dict[str, str]) -> str:
+def _site(record: RunRecord, words: dict[str, str]) -> str:
+    settings = record.settings
     return (
         "Differentially private at each site: epsilon {epsilon} at delta {delta} for any one patient with "
         "all scans, added or removed, over {rounds} and what was told before them, against the coordinator "
         "and everybody else. In each step every patient took part with probability {rate}, the gradient of "
         "each was cut to the length {clip} ({clipping}) and Gaussian noise of {noise} times that length was "
-        "added ({accountant} accountant). A hospital's own ledger adds up all its runs."
+        "added ({accountant} accountant). {ledgers}"
     ).format(
         **words,
         rate=f"{settings.sampling_rate:g}",
         clipping="each layer its part" if settings.clipping == "per_layer" else "over all layers",
+        ledgers="A hospital's own ledger adds up all its runs."
+        if not record.made_up_sites
+        else "The hospitals' ledgers begin with this run and end with it.",
     )
 
 

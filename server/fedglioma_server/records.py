@@ -127,6 +127,9 @@ class RunRecord(Record):
     payload_bytes: int = Field(description="bytes of one update as it travels")
     splits: dict[str, SplitCount]
     sites: dict[str, SiteData] = {}
+    made_up_sites: list[str] = Field(
+        default=[], description="hospitals of a simulation without settings of their own: limits begin anew"
+    )
     class_counts: dict[Gene, tuple[float, float]] = Field(
         default={}, description="training counts behind the loss margins, suppressed cells estimated"
     )

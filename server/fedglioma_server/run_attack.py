@@ -35,12 +35,10 @@ from fedglioma_server.attack_cases import (
 )
 from fedglioma_server.attack_report import (
     AttackReport,
-    StatedPrivacy,
     attack_file,
     attack_text,
     gate,
     serious,
-    stated_privacy,
 )
 from fedglioma_server.device import usable_device
 from fedglioma_server.figures import membership_curve
@@ -48,6 +46,7 @@ from fedglioma_server.gather import write_findings
 from fedglioma_server.records import write_json, write_text
 from fedglioma_server.runfolder import RunFolder
 from fedglioma_server.simulate import default_threads
+from fedglioma_server.stated_privacy import StatedPrivacy, stated_privacy
 
 FloatArray = NDArray[np.float64]
 
@@ -108,7 +107,7 @@ def attack_model(request: AttackRequest) -> tuple[dict[str, Any], str, FedGlioma
     if int(config["round"]) == 0:
         raise ConfigError(f"{request.model}: round 0 was never trained, so there is nothing to attack")
     run = _run_of(request, str(config["run_id"]))
-    stated = stated_privacy(run)
+    stated = stated_privacy(request.model, settings, run)
     workers = request.workers or default_threads()
     cases = attackable(_cases(request, run, settings, workers), settings.tasks)
     cases = replace(
@@ -136,7 +135,8 @@ def attack_model(request: AttackRequest) -> tuple[dict[str, Any], str, FedGlioma
         attacks=attacks,
         probes=probes,
     )
-    report = report.model_copy(update={"refusals": tuple(gate(report)), "warnings": tuple(serious(report))})
+    refusals = (*stated.doubts, *gate(report))
+    report = report.model_copy(update={"refusals": refusals, "warnings": tuple(serious(report))})
     _write(request.out, report, cases, stated.bound)
     if run is not None:
         write_json(attack_file(run), report)

@@ -174,7 +174,7 @@ def _site_plans(simulation: Simulation, training: list[PreparedCase]) -> tuple[S
     for hospital in simulation.gathering.hospitals:
         own = tuple(item for item in training if item.case.site == hospital.config.site)
         if own:
-            plans.append(SitePlan(settings=hospital.config, cases=own))
+            plans.append(SitePlan(settings=hospital.config, cases=own, described=hospital.described))
         else:
             logger.warning(
                 "%s: all of its patients are held out or excluded, it does not train", hospital.config.site
@@ -208,6 +208,7 @@ def _record(
         splits=splits,
     ).model_copy(
         update={
+            "made_up_sites": [h.config.site for h in simulation.gathering.hospitals if not h.described],
             "division": None if simulation.division is None else simulation.division.name,
             "division_digest": None if simulation.division is None else simulation.division.digest,
             "initial_digest": None if simulation.initial is None else model_digest(simulation.initial),

@@ -8,13 +8,14 @@ import pytest
 from dp_accounting import GaussianDpEvent
 from dp_accounting.pld import PLDAccountant
 
-from fedglioma.config.site import PrivacyLimits
+from fedglioma.config.site import PrivacyLimits, SiteConfig
 from fedglioma.counts import count_cases
 from fedglioma.errors import Diverged, QuorumError
 from fedglioma.privacy.accounting import Mechanism, epsilon_of, gaussian_equivalent
 from fedglioma.privacy.ledger import Ledger
 from fedglioma.weights import digest_of
 from fedglioma.wire import STATISTICS, TRAIN, StatisticsReply, TrainReply, TrainRequest, body_of, weights_of
+from fedglioma_client.budget import read_figures
 from fedglioma_server.records import PrivacyRecord, read_json
 from fedglioma_server.runfolder import RunFolder
 from fedglioma_server.simulate import plan_file
@@ -245,6 +246,7 @@ def test_central_privacy_states_the_epsilon_of_a_hospital(tmp_path):
 
 def test_training_request_with_other_terms_gets_no_counts_for_nothing(tmp_path):
     plan = make_plan(tmp_path, private(rounds=1), sites=EIGHT, limit=5)
+    with_limits(plan, max_counts_epsilon=10.0)
     asked = []
 
     def dearer(message):
@@ -330,3 +332,47 @@ def test_masked_round_without_what_it_needs_for_masks_costs_nothing(tmp_path):
     for site in EIGHT:
         ledger = Ledger(plan.run_folder / "work" / "sites" / site, site)
         assert {entry.key.what.partition(":")[0] for entry in ledger.entries()} == {"counts"}
+
+
+def test_hospitals_with_settings_of_their_own_count_over_all_runs_in_their_own_ledger(tmp_path):
+    budget = expected_epsilon(1) * 1.02
+    own = {site: tmp_path / "hospitals" / site for site in EIGHT}
+
+    def run_of(name, seed):
+        plan = make_plan(tmp_path / name, private(rounds=1, seed=seed), sites=EIGHT, limit=5)
+        sites = [
+            site.model_copy(
+                update={
+                    "described": site.settings.site != "zhengzhou",
+                    "settings": site.settings.model_copy(
+                        update={
+                            "state": own[site.settings.site],
+                            "privacy": PrivacyLimits(max_epsilon=budget),
+                        }
+                    ),
+                }
+            )
+            for site in plan.sites
+        ]
+        plan_file(RunFolder(plan.run_folder)).write_text(
+            plan.model_copy(update={"sites": tuple(sites)}).model_dump_json()
+        )
+        record = RunFolder(plan.run_folder).read()
+        RunFolder(plan.run_folder).update(created=f"{record.created} {name}")
+        return run(plan)
+
+    folder = run_of("one", 1)
+    config = SiteConfig(
+        site="henan", data=tmp_path, state=own["henan"], privacy=PrivacyLimits(max_epsilon=budget)
+    )
+    assert read_figures(config).spent == pytest.approx(expected_epsilon(1), rel=0.02)
+    in_run = folder.path / "work" / "sites"
+    assert not (in_run / "henan" / "privacy").exists()
+    assert list((in_run / "henan" / "outbox").iterdir()), "what may be sent again belongs to the run"
+    assert not (own["henan"] / "privacy" / "outbox").exists()
+    assert (in_run / "zhengzhou" / "privacy" / "ledger.jsonl").exists()
+    assert not own["zhengzhou"].exists()
+    before = read_figures(config)
+    assert {one.run for one in before.runs} == {folder.read().key}
+    assert set(run_of("two", 2).rounds()[1].sites) == {"zhengzhou"}
+    assert read_figures(config) == before, "nothing is left for another run, and nothing was spent on it"

@@ -1,6 +1,7 @@
 """``evaluate --attack`` through the command line: who is attacked, what is told, and the release gate."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedglioma.attack.bounds import Bound
+from fedglioma.attack.bounds import Bound, auc_bound
 from fedglioma.attack.probe import ProbeResult
 from fedglioma.attack.result import attack_result, share
 from fedglioma.config.run import RunConfig
@@ -19,6 +20,8 @@ from fedglioma.data.plan import SimulationPlan, SitePlan
 from fedglioma.data.prepare import PrepareSettings, prepare_cases
 from fedglioma.data.synthetic_cohort import synthesize
 from fedglioma.metrics.bootstrap import Measure
+from fedglioma.privacy.accounting import epsilon_of
+from fedglioma.privacy.tradeoff import largest_auc, largest_tpr
 from fedglioma.weights import Layout, pack
 from fedglioma_server.attack_report import (
     AttackReport,
@@ -26,16 +29,18 @@ from fedglioma_server.attack_report import (
     attack_words,
     gate,
     serious,
-    stated_privacy,
 )
 from fedglioma_server.figures import membership_curve
+from fedglioma_server.privacy import privacy_record
 from fedglioma_server.records import write_json, write_text
 from fedglioma_server.release import write_model
 from fedglioma_server.run_attack import shadow_trainer
 from fedglioma_server.runfolder import RunFolder
 from fedglioma_server.simulate import plan_file
+from fedglioma_server.spending import mechanisms
+from fedglioma_server.stated_privacy import stated_privacy
 from tests.cli_fixture import call, data_of, reason_of
-from tests.release_fixture import CHOSEN, run_record, small_settings
+from tests.release_fixture import CHOSEN, run_record, small_settings, trained_rounds, write_release
 
 PATIENTS = 20
 QUICK = ("--workers", "1", "--bootstrap", "100", "--no-inversion")
@@ -234,16 +239,124 @@ def test_options_of_the_attack_need_it(run: Path, tmp_path: Path, option: tuple[
 def test_privacy_that_is_said_but_not_stated_is_refused(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "privacy.json").write_text(content)
     with pytest.raises(Exception, match=said):
-        stated_privacy(tmp_path)
+        stated_privacy(tmp_path / "model", settings_of(), tmp_path)
 
 
 def test_nothing_stated_is_no_bound(tmp_path: Path) -> None:
-    assert stated_privacy(None).bound is None
-    assert "nothing is stated" in stated_privacy(tmp_path).words
+    model = write_release(tmp_path / "model", settings_of())
+    assert stated_privacy(model, settings_of(), None).bound is None
+    assert "states no privacy" in stated_privacy(model, settings_of(), None).words
+    assert "nothing is stated" in stated_privacy(model, settings_of(), tmp_path).words
     write_json(tmp_path / "privacy.json", PRIVATE)
-    stated = stated_privacy(tmp_path)
+    stated = stated_privacy(model, settings_of(), tmp_path)
     assert stated.bound is not None
     assert (stated.bound.epsilon, stated.noise and stated.noise.noise_multiplier) == (0.05, 50.0)
+
+
+NOISY = {"privacy": "site", "noise_multiplier": 3.0, "sampling_rate": 0.2, "norm_limit": 0.0}
+
+
+def private_run(folder: RunFolder, rounds: int, **others: object) -> RunConfig:
+    """Write the record of a run of so many noised rounds, and return its settings."""
+    settings = small_settings("mdpnet", **{**NOISY, **others})
+    write_json(folder.record_file, run_record(settings))
+    lines = (line.model_dump_json() + "\n" for line in trained_rounds(rounds))
+    write_text(folder.rounds_file, "".join(lines))
+    return settings
+
+
+def test_bound_is_the_smaller_of_what_is_stated_and_what_was_spent(tmp_path: Path) -> None:
+    """Against the area below the lines of one (epsilon, delta), and that of all the noise's."""
+    folder = RunFolder(tmp_path)
+    settings = private_run(folder, 2)
+    model = write_release(folder.model, settings)
+    done = mechanisms(settings, 2)
+    for epsilon, allowed in (
+        (0.3, auc_bound(0.3, 1e-5)),
+        (50.0, largest_auc(done, "prv")),
+    ):
+        write_json(tmp_path / "privacy.json", PRIVATE | {"epsilon": epsilon})
+        stated = stated_privacy(model, settings, tmp_path)
+        assert stated.bound is not None
+        assert stated.bound.largest_auc == pytest.approx(allowed)
+        assert stated.bound.largest_tpr(0.01) == pytest.approx(
+            min(Bound.of(epsilon, 1e-5).largest_tpr(0.01), largest_tpr(done, 0.01, "prv"))
+        )
+
+
+@pytest.mark.parametrize(
+    ("rounds", "others", "stated", "doubt"),
+    [
+        (2, {}, {"epsilon": 0.3}, "privacy.json states epsilon 0.3 at delta 1e-05, and .* training spent "),
+        (2, {"noise_multiplier": 0.05}, {"epsilon": 9.0}, "training spent more than can be worked out"),
+        (
+            2,
+            {"privacy": "none", "noise_multiplier": 0.0, "sampling_rate": 0.1},
+            {},
+            "nothing can be promised",
+        ),
+        (
+            2,
+            {},
+            {"epsilon": 90.0, "unit": "site"},
+            "for a hospital as a whole; the run's own record is of a pat",
+        ),
+        (2, {}, {"epsilon": 90.0}, None),
+        (0, {}, {"epsilon": 90.0}, None),
+    ],
+)
+def test_statement_that_the_runs_own_rounds_contradict_is_doubted(
+    tmp_path: Path, rounds: int, others: dict[str, object], stated: dict[str, object], doubt: str | None
+) -> None:
+    folder = RunFolder(tmp_path)
+    settings = private_run(folder, rounds, **others)
+    write_json(tmp_path / "privacy.json", PRIVATE | stated)
+    found = stated_privacy(tmp_path / "model", settings, tmp_path).doubts
+    assert not found if doubt is None else re.search(doubt, found[0])
+
+
+def test_what_a_run_writes_of_its_privacy_is_not_doubted(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    settings = private_run(folder, 3)
+    write_json(tmp_path / "privacy.json", privacy_record(folder.read(), folder.rounds()))
+    stated = stated_privacy(tmp_path / "model", settings, tmp_path)
+    assert stated.private
+    assert not stated.doubts
+
+
+def test_model_out_of_its_run_and_run_without_a_statement_have_the_bound_of_what_was_spent(
+    tmp_path: Path,
+) -> None:
+    settings = private_run(RunFolder(tmp_path), 2)
+    done = tuple(mechanisms(settings, 2))
+    model = write_release(tmp_path / "copy", settings, spent=done)
+    for run, source in ((None, "the model's own description"), (tmp_path, "the run's own record")):
+        stated = stated_privacy(model, settings, run)
+        assert stated.words.startswith("differentially private per patient, epsilon")
+        assert stated.words.endswith(f"by {source}")
+        assert stated.bound is not None
+        assert stated.bound.epsilon == pytest.approx(epsilon_of(done, settings.delta, "prv"))
+        assert stated.bound.largest_auc < 1
+    write_json(tmp_path / "privacy.json", {"differentially_private": False})
+    assert stated_privacy(model, settings, tmp_path).bound is not None
+
+
+def test_run_that_spent_more_than_it_states_ends_the_gate_with_1_whatever_the_attack_finds(
+    run: Path, tmp_path: Path
+) -> None:
+    before = (run / "privacy.json").read_text()
+    words = ("--attack", "--out", tmp_path / "out", "--shadows", "0", *QUICK)
+    try:
+        write_json(run / "privacy.json", PRIVATE | {"epsilon": 100.0})
+        told = call("evaluate", run / "model", *words)
+        refused = call("evaluate", run / "model", *words, "--gate")
+    finally:
+        (run / "privacy.json").write_text(before)
+        (run / "evaluation" / "attack.json").unlink()
+    assert told.exit_code == 0
+    assert "not to be released: privacy.json states epsilon 100" in told.stdout
+    assert refused.exit_code == 1
+    assert "nothing can be promised" in reason_of(refused)
 
 
 def report_of(members: float, epsilon: float | None) -> AttackReport:

@@ -63,6 +63,7 @@ def test_site_column_makes_the_hospitals(cohort: Path) -> None:
 
 def test_hospitals_without_a_file_get_the_settings_of_the_run(cohort: Path) -> None:
     for hospital in gathered(cohort).hospitals:
+        assert not hospital.described
         assert hospital.config == SiteConfig(
             site=hospital.config.site,
             data=cohort.resolve(),
@@ -71,7 +72,9 @@ def test_hospitals_without_a_file_get_the_settings_of_the_run(cohort: Path) -> N
             workers=3,
             threads=2,
             small_cell_limit=7,
-            privacy=PrivacyLimits(max_epsilon=None, max_delta=0.01, min_noise_multiplier=1e-6),
+            privacy=PrivacyLimits(
+                max_epsilon=None, max_delta=0.01, min_noise_multiplier=1e-6, max_counts_epsilon=100.0
+            ),
         )
         assert {case.site for case in hospital.cases} == {hospital.config.site}
 
@@ -145,6 +148,10 @@ def test_settings_files_bring_hospitals_with_their_own_data(cohort: Path, tmp_pa
     assert {case.site for case in found.cases} == {"alpha", "beta"}
     assert [h.config.small_cell_limit for h in found.hospitals] == [5, 3]
     assert {h.config.cache for h in found.hospitals} == {tmp_path / "cache"}
+    assert all(h.described for h in found.hospitals)
+    assert [h.config.state for h in found.hospitals] == [
+        tmp_path / "state" / name for name in ("alpha", "beta")
+    ]
     assert found.cohorts == ("alpha", "beta")
     assert {finding.site for finding in found.exclusions} == {"beta"}
 

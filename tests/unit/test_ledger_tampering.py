@@ -1,6 +1,8 @@
 """Whatever is done to the ledger's files is found, said in words with code 5, and cannot be gone round."""
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from fedglioma import chain
 from fedglioma.errors import PrivacyError
 from fedglioma.privacy.ledger import Ledger
+from fedglioma.privacy.ledger_file import LedgerFile
 from fedglioma.privacy.ledger_heads import read_audited
 from tests.ledger_fixture import AMPLE, DELTA, key, ledger_in, noise, spend, tags
 
@@ -216,6 +219,44 @@ def test_second_copy_that_is_gone_or_something_else_is_noticed(tmp_path: Path) -
     assert_refused(tmp_path / "privacy", "does not hold the head of a ledger", copy)
     copy.unlink()
     assert_refused(tmp_path / "privacy", "the second copy of the ledger's head is gone", copy)
+
+
+def test_place_of_the_second_copy_is_the_same_however_its_path_is_written(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "site_config").mkdir()
+    around = tmp_path / "site_config" / ".." / "disk" / "copy.head"
+    spend(ledger_in(tmp_path, around), key(1))
+    (tmp_path / "disk" / "copy.head").unlink()
+    for copy in (around, tmp_path / "disk" / "copy.head"):
+        assert_refused(tmp_path / "privacy", "the second copy of the ledger's head is gone", copy)
+
+
+def test_second_copy_is_missed_where_a_link_on_the_way_was_bent_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "backup").symlink_to(tmp_path / "disk")
+    copy = tmp_path / "backup" / "copy.head"
+    spend(ledger_in(tmp_path, copy), key(1))
+    (tmp_path / "backup").unlink()
+    (tmp_path / "backup").symlink_to(tmp_path / "empty")
+    assert_refused(tmp_path / "privacy", "the second copy of the ledger's head is gone", copy)
+
+
+def test_second_copy_that_a_line_names_by_its_path_as_given_is_known_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As earlier versions wrote it: the digest of the path, ``..`` and all."""
+    (tmp_path / "disk").mkdir()
+    copy = tmp_path / "disk" / ".." / "disk" / "copy.head"
+    with monkeypatch.context() as before:
+        before.setattr(LedgerFile, "place", lambda _self: hashlib.sha256(os.fsencode(copy)).hexdigest())
+        spend(ledger_in(tmp_path, copy), key(1))
+    head = copy.read_bytes()
+    copy.unlink()
+    assert_refused(tmp_path / "privacy", "the second copy of the ledger's head is gone", copy)
+    copy.write_bytes(head)
+    spend(ledger_in(tmp_path, copy), key(2))
+    assert chain.head_at(copy) == ledger_in(tmp_path, copy).head()
 
 
 def test_second_copy_may_begin_late_and_move(tmp_path: Path) -> None:

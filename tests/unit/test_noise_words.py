@@ -114,6 +114,16 @@ def test_round_counts_for_a_site_unless_it_was_left_out_before_the_first_step(
     assert found == {"henan": pytest.approx(epsilon_after(settings, int(paid)))}
 
 
+def test_hospitals_without_a_file_of_their_own_count_within_the_run_and_that_is_said() -> None:
+    record = record_of(private(2.0), [20], 1000)
+    own = privacy_record(record, [ROUND])
+    made_up = privacy_record(record.model_copy(update={"made_up_sites": ["henan"]}), [ROUND])
+    assert "A hospital's own ledger adds up all its runs" in own.statement
+    assert "begin with this run and end with it" in made_up.statement
+    (more,) = set(made_up.not_covered) - set(own.not_covered)
+    assert "their limits count within this run only" in more
+
+
 ROUND = RoundRecord.model_construct(round=1, sites={"henan": SiteRound(status="ok")})
 GIVEN = Spent(unit="patient", mechanisms=(Mechanism(noise_multiplier=1.1),))
 

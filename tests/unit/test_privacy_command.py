@@ -8,16 +8,19 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from flwr.app import Context, RecordDict
 from typer.testing import CliRunner
 
 from fedglioma.audit import AuditLog
 from fedglioma.config.privacy import PrivacyTerms
+from fedglioma.config.run import RunConfig
 from fedglioma.config.site import PrivacyLimits, SiteConfig, load_site_config
 from fedglioma.errors import ConfigError, PolicyError
 from fedglioma.privacy.ledger import Ledger
 from fedglioma_client import cli
 from fedglioma_client.budget import check_budget, ledger_of, limit_of
 from fedglioma_client.privacy_screen import bar, spans
+from fedglioma_client.site import SITE_CONFIG_KEY, Site, resolve_site
 from fedglioma_client.verdict import Status
 from tests.ledger_fixture import AMPLE, gaussian_epsilon, key, noise, spend, tags
 
@@ -118,6 +121,39 @@ def test_json_has_every_release(privacy: Command, ledger: Ledger) -> None:
     assert data["releases"][0]["about"] == {"clip_norm": 0.5, "clipping": "flat"}
     assert [run["run"] for run in data["runs"]] == ["first", "second"]
     assert len(data["not_covered"]) >= 4
+
+
+def test_every_round_has_what_was_spent_until_then(privacy: Command, ledger: Ledger) -> None:
+    fill(ledger)
+    rounds = data_of(privacy("--format", "json"))["rounds"]
+    assert [(one["run"], one["round"], one["attempt"]) for one in rounds] == [
+        ("first", number, 1) for number in range(1, 13)
+    ]
+    for number, one in enumerate(rounds, start=1):
+        assert one["cumulative"] == pytest.approx(gaussian_epsilon(*[9] * (4 * number)), rel=1e-3)
+        assert not one["at_most"]
+    shown = " ".join(privacy().stdout.split())
+    assert f"run first, 1: {gaussian_epsilon(*[9] * 4):.3g}, 2:" in shown
+    assert f"12: {gaussian_epsilon(*[9] * 48):.3g} " in shown
+
+
+def test_of_many_rounds_some_are_exact_and_the_others_bounded_from_above(
+    privacy: Command, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedglioma.privacy.ledger_runs.MOST_EXACT", 12)
+    for number in range(1, 31):
+        spend(ledger, key(number, run="long"), 9.0)
+    spend(ledger, key(0, run="other", what="counts"), 20.0)
+    rounds = data_of(privacy("--format", "json"))["rounds"]
+    exact = [gaussian_epsilon(*[9] * number) for number in range(1, 31)]
+    assert sum(not one["at_most"] for one in rounds) == 12
+    assert (rounds[0]["at_most"], rounds[-1]["at_most"]) == (False, False)
+    for one, true in zip(rounds, exact, strict=True):
+        assert one["cumulative"] >= true * 0.999
+        assert one["cumulative"] <= true * (1.35 if one["at_most"] else 1.001)
+    values = [one["cumulative"] for one in rounds]
+    assert values == sorted(values)
+    assert privacy().stdout.count("\n  run long, ") == 1
 
 
 def test_rounds_left_are_those_that_the_ledger_then_allows(
@@ -244,6 +280,13 @@ TERMS = PrivacyTerms(
         ({"max_delta": 1e-6}, TERMS, False, "delta 1e-05 offered, at most 1e-06 allowed"),
         ({"min_noise_multiplier": 1.1}, TERMS, False, "noise multiplier 1 offered, at least 1.1 allowed"),
         ({"max_clip_norm": 0.5}, TERMS, False, "clip norm 1 offered, at most 0.5 allowed"),
+        ({"max_counts_epsilon": 0.4}, TERMS, False, "counts epsilon 0.5 offered, at most 0.4 allowed"),
+        (
+            {},
+            TERMS.model_copy(update={"counts_epsilon": 100.0}),
+            False,
+            "counts epsilon 100 offered, at most 2",
+        ),
         ({"max_sampling_rate": 0.05}, TERMS, False, "sampling rate 0.1 offered, at most 0.05 allowed"),
         ({"require_secure_aggregation": True}, TERMS, False, "secure aggregation"),
         ({"require_secure_aggregation": True}, None, False, "secure aggregation"),
@@ -284,3 +327,15 @@ def test_bar_and_spans_are_what_they_show() -> None:
     assert bar(math.inf).endswith("over 100%")
     assert spans((1, 2, 3, 5, 7, 8)) == "1-3, 5, 7-8"
     assert spans(()) == ""
+
+
+def test_limit_that_was_lowered_meanwhile_is_heard_without_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_settings(tmp_path, max_epsilon=4)
+    prepared = Site(load_site_config(path), ())
+    monkeypatch.setattr("fedglioma_client.site._real_site", lambda *_: prepared)
+    node = Context(1, 2, {SITE_CONFIG_KEY: str(path)}, RecordDict(), {})
+    assert limit_of(resolve_site(node, RunConfig()).config).epsilon == 4
+    write_settings(tmp_path, max_epsilon=1)
+    assert limit_of(resolve_site(node, RunConfig()).config).epsilon == 1

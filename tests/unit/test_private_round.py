@@ -31,7 +31,7 @@ PRIVATE = RunConfig.model_validate(
     | {"privacy": "site", "noise_multiplier": 2.0, "sampling_rate": 0.5, "standardize": "zscore"}
     | {"local_epochs": 1, "counts_epsilon": 4.0}
 )
-EVERYBODY = PrivacyLimits(max_epsilon=None)
+EVERYBODY = PrivacyLimits(max_epsilon=None, max_counts_epsilon=4.0)
 
 
 @pytest.fixture(scope="module")
