@@ -65,7 +65,10 @@ class Notes:
         """Return the letter of a reason, a new one if it is new; no reason, no letter."""
         if not reason:
             return ""
-        text = words.general(reason)
+        return self.exactly(words.general(reason))
+
+    def exactly(self, text: str) -> str:
+        """Return the letter of a note whose numbers are told."""
         if text not in self.letters:
             place = len(self.letters)
             again, first = divmod(place, len(ascii_lowercase))

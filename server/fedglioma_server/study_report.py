@@ -32,6 +32,7 @@ from fedglioma_server.study_words import (
 
 SYNTHETIC_STAMP = "SYNTHETIC DATA"
 ABSENT = "Rows that could not be computed"
+WITHOUT_MODELS = "Hospitals without a model of their own"
 GUESSING = {"auc": 0.5}
 
 
@@ -55,6 +56,7 @@ def write_study_report(folder: Path) -> Path:
         figures=drawn,
         failed=sorted(result.failed.items()),
         absent=list(result.absent.items()),
+        without_models=list(result.without_models.items()),
     )
     write_text(folder / "table.md", markdown(result))
     write_text(folder / "table.csv", csv_text(result))
@@ -125,7 +127,8 @@ def _task_table(result: StudyResult, title: str, measures: Sequence[str]) -> Tab
 def _value_cell(entry: Entry | None, notes: Notes) -> Cell:
     if entry is None:
         return Cell(DASH)
-    return Cell(interval_text(entry.value), note=notes.letter(entry.value.reason))
+    letters = [notes.letter(entry.value.reason), *(notes.exactly(note) for note in entry.notes)]
+    return Cell(interval_text(entry.value), note=", ".join(filter(None, letters)))
 
 
 def _difference_cell(entry: Entry | None, notes: Notes) -> Cell:
@@ -192,7 +195,8 @@ def _gain_table(arm: str, name: str, gains: Sequence[Gain]) -> Table:
         notes=notes.listed(),
         remark=f"Grey rows rest on fewer than {MIN_PATIENTS} cases, or on a number that is not told, and "
         "mean nothing beyond their interval. Each hospital's own reported patients; 'each hospital alone' is "
-        "the model that it would have without the others.",
+        "the model that it would have without the others. p is adjusted for all hospitals and protocols of "
+        "this table together (Holm), that of all patients for the protocols.",
     )
 
 
@@ -258,7 +262,12 @@ def markdown(result: StudyResult) -> str:
     parts += [f"{name}: {value}  " for name, value in _facts(result).items()]
     published = [_published_table(result, place) for place in range(len(result.published))]
     for table in (*_main_tables(result), *_gain_tables(result), *published):
-        parts += ["", f"## {table.title}", "", *_markdown_rows(table), "", table.remark]
+        parts += ["", f"## {table.title}", "", *_markdown_rows(table), ""]
+        parts += [f"({letter}) {note}  " for letter, note in table.notes] + [""] * bool(table.notes)
+        parts += [table.remark]
+    if result.without_models:
+        parts += ["", f"## {WITHOUT_MODELS}", ""]
+        parts += [f"- {who}: {why}" for who, why in result.without_models.items()]
     if result.absent:
         parts += ["", f"## {ABSENT}", "", *(f"- {row}: {why}" for row, why in result.absent.items())]
     if result.failed:
@@ -273,7 +282,11 @@ def _markdown_rows(table: Table) -> list[str]:
         for above, column in zip(over or [""] * len(table.columns), table.columns, strict=True)
     ]
     lines = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
-    return lines + [f"| {' | '.join(cell.text for cell in row.cells)} |" for row in table.rows]
+    return lines + [f"| {' | '.join(map(_markdown_cell, row.cells))} |" for row in table.rows]
+
+
+def _markdown_cell(cell: Cell) -> str:
+    return f"{cell.text} ({cell.note})" if cell.note else cell.text
 
 
 def csv_text(result: StudyResult) -> str:
@@ -313,7 +326,9 @@ def summary_text(result: StudyResult) -> str:
             if entry is not None:
                 compared = compared_text(entry)
                 row = f"  {row_title(line, result):<44} {interval_text(entry.value):<20} {compared}"
-                lines.append(row.rstrip())
+                notes = "".join(f" ({note})" for note in entry.notes)
+                lines.append(row.rstrip() + notes)
+    lines += [f"no model of its own: {who}: {why}" for who, why in result.without_models.items()]
     lines += [f"not computed: {row}: {why}" for row, why in result.absent.items()]
     lines += [f"failed: {run}: {why}" for run, why in result.failed.items()]
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from fedglioma_server.simulate import plan_file
 from fedglioma_server.study_cells import Cell
 
 FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 
 CaseKey = tuple[int, str, int]
 """Fold, patient, and the place of the case among the patient's in that fold."""
@@ -90,8 +91,20 @@ class Known:
             if predictions.tumours is not None:
                 readings.add(Task.SEGMENTATION, key, cell.seed, float(predictions.tumours[place, 0]))
 
-    def table(self, task: Task, rows: Iterable[RowName], seeds: Sequence[int], site: str = "") -> "TaskTable":
-        """Return what the rows say of the cases that all of them have, under every seed."""
+    def table(
+        self,
+        task: Task,
+        rows: Iterable[RowName],
+        seeds: Sequence[int],
+        site: str = "",
+        *,
+        by_hospital: bool = False,
+    ) -> "TaskTable":
+        """Return what the rows say of the cases that all of them have, under every seed.
+
+        ``by_hospital`` counts each hospital's cases in a fold as a fold: those that one model reports where
+        every hospital has its own.
+        """
         names = [name for name in rows if task in self.rows[name].values]
         keys = [
             key
@@ -100,12 +113,14 @@ class Known:
             and all(set(self.rows[name].values[task].get(key, {})) >= set(seeds) for name in names)
         ]
         people = {patient: number for number, patient in enumerate(sorted({key[1] for key in keys}))}
+        models = [(key[0], self.site[key] if by_hospital else "") for key in keys]
+        numbers = {model: number for number, model in enumerate(sorted(set(models)))}
         index = GENES.index(Gene(task)) if task is not Task.SEGMENTATION else -1
         labels = [self.labels[key][index] if index >= 0 else UNKNOWN for key in keys]
         return TaskTable(
             Rows(
                 patients=np.array([people[key[1]] for key in keys], dtype=np.int64),
-                folds=np.array([key[0] for key in keys], dtype=np.int64),
+                folds=np.array([numbers[model] for model in models], dtype=np.int64),
                 labels=np.array(labels, dtype=np.int64) if index >= 0 else None,
             ),
             {
@@ -115,6 +130,7 @@ class Known:
                 ).reshape(len(keys), len(seeds))
                 for name in names
             },
+            tuple(keys),
         )
 
 
@@ -124,3 +140,15 @@ class TaskTable:
 
     rows: Rows
     values: dict[RowName, FloatArray]
+    keys: tuple[CaseKey, ...] = ()
+
+    @property
+    def measured(self) -> BoolArray:
+        """Which cases have a target: a known status or, for Dice, an outline; shape (cases,)."""
+        known: BoolArray = np.zeros(len(self.rows.patients), dtype=bool)
+        if self.rows.labels is not None:
+            known |= self.rows.labels != UNKNOWN
+        else:
+            for values in self.values.values():
+                known |= ~np.isnan(values).all(axis=1)
+        return known
