@@ -5,6 +5,7 @@ Every draw is a hash of seed and patient, so that neither the order of a table n
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
@@ -113,11 +114,18 @@ def check_division(division: Division, patients: Iterable[str], *, partial: bool
 
 
 def stratified_folds(
-    patients: Mapping[str, str], k: int, *, seed: int, selection: float
+    patients: Mapping[str, str],
+    k: int,
+    *,
+    seed: int,
+    selection: float,
+    sites: Mapping[str, str] | None = None,
 ) -> tuple[Division, ...]:
     """Return k divisions that report every patient exactly once, each fold with the cohort's mixture.
 
-    Numbers of reported patients differ by at most 1 between folds, within each stratum and over all.
+    Numbers of reported patients differ by at most 1 between folds, within each stratum and over all; with
+    ``sites`` within each site's part of a stratum, and within a site, a stratum and over all as nearly as
+    that allows. A site of two patients or more is never reported as a whole by one fold.
 
     Parameters
     ----------
@@ -128,6 +136,8 @@ def stratified_folds(
     selection : float
         Share of a fold's other patients who select the model instead of training, from each stratum in
         proportion; with a share above 0 at least one, and at least one trains.
+    sites : mapping of patient to site, optional
+        Whose patients are to be spread over the folds, too, because every site trains alone.
 
     Raises
     ------
@@ -137,12 +147,18 @@ def stratified_folds(
     _check_selection(selection)
     if not 2 <= k <= len(patients):
         raise ConfigError(f"folds: {k} of {len(patients)} patients: from 2 to the number of patients")
-    # Dealt like cards, stratum after stratum, each beginning where the last one ended.
-    dealt = {patient: place % k for place, patient in enumerate(_shuffled(patients, f"{seed}\nreport"))}
+    salt = f"{seed}\nreport"
+    if sites is None:
+        # Dealt like cards, stratum after stratum, each beginning where the last one ended.
+        dealt = {patient: place % k for place, patient in enumerate(_shuffled(patients, salt))}
+        strata = dict(patients)
+    else:
+        dealt = _spread(patients, sites, k, salt)
+        strata = {patient: f"{sites[patient]}\n{stratum}" for patient, stratum in patients.items()}
     return tuple(
         _division(
             f"fold-{fold + 1}",
-            {patient: stratum for patient, stratum in patients.items() if dealt[patient] != fold},
+            {patient: stratum for patient, stratum in strata.items() if dealt[patient] != fold},
             [patient for patient in patients if dealt[patient] == fold],
             seed=seed,
             selection=selection,
@@ -196,6 +212,25 @@ def stratum_of(
     labels = {gene.value: genotype.label(gene) for gene in genes}
     words = [f"{name}={'unknown' if label == UNKNOWN else label}" for name, label in labels.items()]
     return " ".join(words if has_mask is None else [*words, f"mask={int(has_mask)}"])
+
+
+def _spread(patients: Mapping[str, str], sites: Mapping[str, str], k: int, salt: str) -> dict[str, int]:
+    """Return each patient's fold: one after another into the fold that has fewest alike (minimisation).
+
+    References
+    ----------
+    Taves (1974), Clinical Pharmacology and Therapeutics 15(5), 443-453.
+    """
+    taken: Counter[tuple[int, str, str]] = Counter()
+    dealt: dict[str, int] = {}
+    for patient in _shuffled({p: f"{sites[p]}\n{stratum}" for p, stratum in patients.items()}, salt):
+        site, stratum = sites[patient], patients[patient]
+        alike = ((site, stratum), (site, ""), ("", stratum), ("", ""))
+        draws = [_draw(f"{salt}\n{fold}\n{patient_key(patient)}") for fold in range(k)]
+        _, fold = min(((*(taken[fold, *group] for group in alike), draws[fold]), fold) for fold in range(k))
+        dealt[patient] = fold
+        taken.update((fold, *group) for group in alike)
+    return dealt
 
 
 def _division(

@@ -91,7 +91,11 @@ def swap_test(
     If the arms are alike, any patient's predictions might as well have come from the other arm: they
     are swapped at random, a patient's cases and seeds together. All 2^P swaps are tried where that is
     no more than ``permutations``; else p = (1 + as extreme) / (1 + permutations). For the AUC the swap
-    is of ranks within arm, fold and seed, since the scores of two networks need not share a scale.
+    is of ranks within arm, fold and seed, since the scores of two networks need not share a scale. Both
+    arms' ranks of a fold have one sum, which swaps do not keep: they spread the difference of a fold of n
+    cases too little, by n - 1 in n of the variance, and are stretched by as much. Of comparisons in which
+    nothing differs 6 in 100 then have a p below 0.05 with folds of eight cases or more, 8 with folds of five
+    (9 and 12 as swapped).
 
     ``a`` and ``b`` have shape (n, s) or (n,); arguments and errors otherwise as in ``interval``.
 
@@ -117,6 +121,8 @@ def swap_test(
     observed = abs(float(difference(np.zeros((1, len(first)), dtype=bool))[0]))
     if np.isnan(observed):
         return None
+    if criterion is Criterion.AUC:
+        observed /= _stretch(kept)
     _, person = np.unique(kept.patients, return_inverse=True)
     people = int(person.max()) + 1
     exact = 2.0**people <= permutations
@@ -191,6 +197,19 @@ def _ranks(values: FloatArray, rows: Rows) -> FloatArray:
         here = rows.folds == fold
         ranks[here] = rankdata(values[here], axis=0)
     return ranks
+
+
+def _stretch(rows: Rows) -> float:
+    """Return by how much swapped ranks spread a mean AUC's difference too little: of both classes a fold."""
+    own, fair = 0.0, 0.0
+    for fold in np.unique(rows.folds):
+        labels = rows.select(rows.folds == fold).labels
+        sizes = [] if labels is None else [int((labels == label).sum()) for label in (0, 1)]
+        if all(sizes):
+            spread = sum(1 / size for size in sizes)
+            own += spread
+            fair += spread * sum(sizes) / (sum(sizes) - 1)
+    return float(np.sqrt(fair / own)) if own else 1.0
 
 
 def _swaps(people: int, permutations: int, seed: int, *, exact: bool, width: int) -> Iterator[BoolArray]:

@@ -17,6 +17,10 @@ from fedglioma_server.records import DataIssue, RunRecord, SplitCount
 from fedglioma_server.runfolder import RunFolder, now
 
 
+class OtherRun(ConfigError):
+    """A folder holds a run of other settings, patients or divisions; nothing in it was touched."""
+
+
 def new_record(
     folder: RunFolder,
     settings: RunConfig,
@@ -63,7 +67,7 @@ def data_digest(cases: Sequence[PreparedCase]) -> str:
 
 
 def require_same_settings(folder: RunFolder, asked: RunConfig) -> None:
-    """Raise ``ConfigError`` where the folder holds a run of other settings, and name the first of them."""
+    """Raise ``OtherRun`` where the folder holds a run of other settings, and name the first of them."""
     if not folder.exists():
         return
     there = folder.read().settings
@@ -73,9 +77,9 @@ def require_same_settings(folder: RunFolder, asked: RunConfig) -> None:
             raise other_run(folder, f"{field} {old}", f"{new} is")
 
 
-def other_run(folder: RunFolder, holds: str, asked: str) -> ConfigError:
+def other_run(folder: RunFolder, holds: str, asked: str) -> OtherRun:
     """Return the refusal to continue another run."""
-    return ConfigError(f"{folder.path}: holds a run with {holds}, {asked} asked for; name another --out")
+    return OtherRun(f"{folder.path}: holds a run with {holds}, {asked} asked for; name another --out")
 
 
 def command_line() -> str:

@@ -33,7 +33,7 @@ from fedglioma_server.ray_engine import run_ray
 from fedglioma_server.records import RoundRecord, RunRecord, SplitCount, write_json, write_text
 from fedglioma_server.runfolder import RunFolder
 from fedglioma_server.runstatus import recorded
-from fedglioma_server.samerun import new_record, other_run, require_same_settings
+from fedglioma_server.samerun import data_digest, new_record, other_run, require_same_settings
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,10 @@ def write_plan(simulation: Simulation, prepared: Prepared) -> SimulationPlan:
         )
     record = _record(simulation, prepared, by_split)
     if folder.exists():
-        _require_same_run(folder, record, plan)
+        require_same_settings(folder, settings)
+        require_same_patients(simulation, prepared)
+        if folder.read().initial_digest != record.initial_digest:
+            raise other_run(folder, "another model to start from", "this is")
     write_text(plan_file(folder), plan.model_dump_json(indent=1))
     plan_file(folder).chmod(0o600)
     write_findings(
@@ -210,28 +213,40 @@ def _record(
         update={
             "made_up_sites": [h.config.site for h in simulation.gathering.hospitals if not h.described],
             "division": None if simulation.division is None else simulation.division.name,
-            "division_digest": None if simulation.division is None else simulation.division.digest,
+            "division_digest": _division_digest(simulation),
             "initial_digest": None if simulation.initial is None else model_digest(simulation.initial),
             "initial_spent": None if simulation.initial is None else model_spent(simulation.initial),
         }
     )
 
 
-def _require_same_run(folder: RunFolder, asked: RunRecord, plan: SimulationPlan) -> None:
-    require_same_settings(folder, asked.settings)
+def require_same_patients(simulation: Simulation, prepared: Prepared) -> None:
+    """Refuse a folder that holds a run of other sites, cases or divisions; nothing in it is touched.
+
+    Raises
+    ------
+    OtherRun
+        It holds one; the message says what is other.
+    """
+    folder = simulation.folder
+    if not folder.exists():
+        return
     there = folder.read()
-    if set(there.splits) != set(asked.splits):
-        raise other_run(folder, f"sites {', '.join(there.splits)}", f"{', '.join(asked.splits)} are")
-    if there.data_digest != asked.data_digest:
+    limits = {h.config.site: h.config.small_cell_limit for h in simulation.gathering.hospitals}
+    if set(there.splits) != set(limits):
+        raise other_run(folder, f"sites {', '.join(there.splits)}", f"{', '.join(limits)} are")
+    if there.data_digest != data_digest(prepared.cases):
         raise other_run(folder, "other cases, or cases divided otherwise", "these are")
-    if there.division_digest != asked.division_digest:
+    if there.division_digest != _division_digest(simulation):
         raise other_run(folder, "patients divided otherwise", "these are")
-    if there.initial_digest != asked.initial_digest:
-        raise other_run(folder, "another model to start from", "this is")
-    for name, limit in ((site.settings.site, site.settings.small_cell_limit) for site in plan.sites):
+    for name, limit in limits.items():
         if name in there.sites and there.sites[name].small_cell_limit != limit:
             old = there.sites[name].small_cell_limit
             raise other_run(folder, f"small-cell limit {old} of {name}", f"{limit} is")
+
+
+def _division_digest(simulation: Simulation) -> str | None:
+    return None if simulation.division is None else simulation.division.digest
 
 
 def run(simulation: Simulation, prepared: Prepared, progress: Progress = silent) -> RunRecord:

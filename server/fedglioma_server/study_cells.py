@@ -16,13 +16,14 @@ from fedglioma.data.folds import (
     stratified_folds,
     stratum_of,
 )
-from fedglioma.data.manifest import patient_key
 from fedglioma.data.prepare import PrepareSettings
-from fedglioma.data.split import Split, assign_split
+from fedglioma.data.split import assign_split
 from fedglioma.errors import ConfigError
 from fedglioma.training.released import networks_apart
 from fedglioma_server.spending import with_noise
-from fedglioma_server.study_file import MOST_CELLS, Arm, Divisions, Protocol, Study, answers
+from fedglioma_server.study_alone import OWN_MODELS, seen_alone
+from fedglioma_server.study_file import MOST_CELLS, Arm, Protocol, Study, answers
+from fedglioma_server.study_same import require_apart
 
 POOLED = "pooled"
 """The one site of a centralised run: all hospitals' training patients in one place."""
@@ -99,15 +100,15 @@ def expand(study: Study, cases: Sequence[Case], given: Mapping[str, Any]) -> tup
         for arm in study.arms
         for seed in study.seeds
     }
-    divisions = divide(study.divisions, cases, study.settings(study.arms[0], study.seeds[0], given))
-    site_of = {patient_key(case.patient): case.site for case in cases}
+    require_apart(study, {arm.name: settings[arm.name, study.seeds[0]] for arm in study.arms})
+    divisions = divide(study, cases, study.settings(study.arms[0], study.seeds[0], given))
     cells = [
         cell
         for seed in study.seeds
         for fold, division in enumerate(divisions)
         for arm in study.arms
         for protocol in sorted(study.protocols, key=lambda name: name == "finetuned")
-        for cell in _cells(arm, protocol, seed, fold, division, settings[arm.name, seed][protocol], site_of)
+        for cell in _cells(arm, protocol, seed, fold, division, settings[arm.name, seed][protocol], cases)
     ]
     if len(cells) > MOST_CELLS:
         raise ConfigError(f"{study.title}: {len(cells)} runs; at most {MOST_CELLS}")
@@ -123,7 +124,7 @@ def _require_runs(study: Study, cells: Sequence[Cell]) -> None:
         if protocol not in there:
             raise ConfigError(
                 f"{study.file}: protocols: {protocol}: in no division has a hospital patients both to train "
-                "on and to be reported; leave it out, or divide otherwise"
+                "on and to be reported, with what the arms are asked; leave it out, or divide otherwise"
             )
 
 
@@ -216,14 +217,14 @@ def _cells(
     fold: int,
     division: Division,
     settings: RunConfig,
-    site_of: Mapping[str, str],
+    cases: Sequence[Case],
 ) -> list[Cell]:
-    if protocol in ("federated", "centralised"):
+    if protocol not in OWN_MODELS:
         return [Cell(arm, protocol, seed, fold, division, settings)]
     return [
         Cell(arm, protocol, seed, fold, alone, settings, site)
-        for site in sorted(set(site_of.values()))
-        if (alone := _alone(division, site, site_of)) is not None
+        for site in sorted({case.site for case in cases})
+        if (alone := seen_alone(division, site, cases, settings.tasks)) is not None
     ]
 
 
@@ -251,31 +252,27 @@ def _noised(settings: RunConfig, place: str) -> RunConfig:
         raise ConfigError(f"{place}: {error}") from None
 
 
-def _alone(division: Division, site: str, site_of: Mapping[str, str]) -> Division | None:
-    """Return the division as one hospital sees it: its own patients, and all that are reported.
-
-    None where the hospital has nobody to train on, or nobody whom its model would be asked about.
-    """
-    own = {
-        patient: part for patient, part in division.split.items() if site_of.get(patient_key(patient)) == site
-    }
-    if not {Split.TRAIN, Split.REPORT} <= set(own.values()):
-        return None
-    reported = dict.fromkeys(division.patients(Split.REPORT), Split.REPORT)
-    return Division(name=division.name, split=reported | own)
-
-
-def divide(divisions: Divisions, cases: Sequence[Case], settings: RunConfig) -> tuple[Division, ...]:
+def divide(study: Study, cases: Sequence[Case], settings: RunConfig) -> tuple[Division, ...]:
     """Return the study's divisions; the patients' places follow from the first seed and hold for all seeds.
+
+    Folds of a study in which hospitals train alone spread each hospital's patients, too.
 
     Raises
     ------
     ConfigError
         The file cannot be read, or the patients cannot be divided as asked.
     """
+    divisions = study.divisions
     strata = {case.patient: _stratum(case, divisions.stratify) for case in cases}
     if divisions.kind == "kfold":
-        return stratified_folds(strata, divisions.folds, seed=settings.seed, selection=settings.selection)
+        alone = not set(OWN_MODELS).isdisjoint(study.protocols)
+        return stratified_folds(
+            strata,
+            divisions.folds,
+            seed=settings.seed,
+            selection=settings.selection,
+            sites={case.patient: case.site for case in cases} if alone else None,
+        )
     if divisions.kind == "sites":
         sites = {case.patient: (case.site, strata[case.patient]) for case in cases}
         return leave_one_site_out(sites, seed=settings.seed, selection=settings.selection)

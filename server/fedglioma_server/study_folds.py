@@ -12,6 +12,7 @@ from fedglioma.metrics.bootstrap import Measure
 from fedglioma.metrics.criterion import Criterion, defined_mean, fold_values
 from fedglioma.metrics.paired import interval
 from fedglioma_server import report_text as words
+from fedglioma_server.study_models import tables_of
 from fedglioma_server.study_results import CaseKey, Known, RowName, TaskTable
 from fedglioma_server.study_table import Entry, LeftOut, too_few
 
@@ -68,7 +69,7 @@ def with_folds(
         for row in rows:
             entry = entries[row][measure]
             if entry.value.value is not None:
-                table = known.table(task, rows, seeds)
+                table = tables_of(known, task, criterion, rows, seeds).of(row)
                 values = _values(criterion, table, row)
                 by_fold = _by_fold(table, values, folds)
                 hidden = _hidden(criterion, table, folds)

@@ -17,6 +17,7 @@ from typing import Final, TypeVar
 from fedglioma import log
 from fedglioma.data.pool import end_with_parent
 from fedglioma.errors import FedGliomaError
+from fedglioma_server.samerun import OtherRun
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def run_apart(
 ) -> dict[int, str]:
     """Call a function of a module with every task, ``jobs`` at a time, and return why some failed, by place.
 
-    A task whose process is killed has failed, and the others go on. On any other error than a
+    A task whose process is killed has failed, and the others go on. On ``OtherRun``, on any error that is no
     ``FedGliomaError``, and on Ctrl-C, those that run get the chance to end in order, as by Ctrl-C, and no
     process is left before the exception goes on.
 
@@ -138,6 +139,8 @@ def _work(function: Callable[[T], None], task: T, name: str, level: str, answer:
         answer.send(None)
     except KeyboardInterrupt:
         raise SystemExit(1) from None
+    except OtherRun as error:
+        answer.send(error)
     except FedGliomaError as error:
         logger.warning("%s", error)
         answer.send(str(error))

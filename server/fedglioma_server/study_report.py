@@ -33,6 +33,7 @@ from fedglioma_server.study_words import (
 
 SYNTHETIC_STAMP = "SYNTHETIC DATA"
 ABSENT = "Rows that could not be computed"
+WITHOUT_MODELS = "Hospitals without a model of their own"
 GUESSING = {"auc": 0.5}
 GREY = (
     f"Grey rows rest on fewer than {MIN_PATIENTS} cases, or on a number that is not told, and mean nothing "
@@ -60,6 +61,7 @@ def write_study_report(folder: Path) -> Path:
         figures=drawn,
         failed=sorted(result.failed.items()),
         absent=list(result.absent.items()),
+        without_models=list(result.without_models.items()),
     )
     write_text(folder / "table.md", markdown(result))
     write_text(folder / "table.csv", csv_text(result))
@@ -236,7 +238,8 @@ def _gain_table(arm: str, name: str, gains: Sequence[Gain]) -> Table:
         words=frozenset({0}),
         notes=notes.listed(),
         remark=f"{GREY}. Each hospital's own reported patients; 'each hospital alone' is "
-        "the model that it would have without the others.",
+        "the model that it would have without the others. p is adjusted for all hospitals and protocols of "
+        "this table together (Holm), that of all patients for the protocols.",
     )
 
 
@@ -305,6 +308,9 @@ def markdown(result: StudyResult) -> str:
         parts += ["", f"## {table.title}", "", *_markdown_rows(table), ""]
         parts += [f"({letter}) {note}  " for letter, note in table.notes] + [""] * bool(table.notes)
         parts += [table.remark]
+    if result.without_models:
+        parts += ["", f"## {WITHOUT_MODELS}", ""]
+        parts += [f"- {who}: {why}" for who, why in result.without_models.items()]
     if result.absent:
         parts += ["", f"## {ABSENT}", "", *(f"- {row}: {why}" for row, why in result.absent.items())]
     if result.failed:
@@ -368,6 +374,7 @@ def summary_text(result: StudyResult) -> str:
                 row = f"  {row_title(line, result):<44} {interval_text(entry.value):<20} {compared}"
                 notes = "".join(f" ({note})" for note in entry.notes)
                 lines.append(row.rstrip() + notes)
+    lines += [f"no model of its own: {who}: {why}" for who, why in result.without_models.items()]
     lines += [f"not computed: {row}: {why}" for row, why in result.absent.items()]
     lines += [f"failed: {run}: {why}" for run, why in result.failed.items()]
     return "\n".join(lines)

@@ -97,8 +97,20 @@ class Known:
             if predictions.tumours is not None:
                 readings.add(Task.SEGMENTATION, key, cell.seed, float(predictions.tumours[place, 0]))
 
-    def table(self, task: Task, rows: Iterable[RowName], seeds: Sequence[int], site: str = "") -> "TaskTable":
-        """Return what the rows say of the cases that all of them have, under every seed."""
+    def table(
+        self,
+        task: Task,
+        rows: Iterable[RowName],
+        seeds: Sequence[int],
+        site: str = "",
+        *,
+        by_hospital: bool = False,
+    ) -> "TaskTable":
+        """Return what the rows say of the cases that all of them have, under every seed.
+
+        ``by_hospital`` counts each hospital's cases in a fold as a fold: those that one model reports where
+        every hospital has its own.
+        """
         names = [name for name in rows if task in self.rows[name].values]
         keys = [
             key
@@ -107,12 +119,14 @@ class Known:
             and all(set(self.rows[name].values[task].get(key, {})) >= set(seeds) for name in names)
         ]
         people = {patient: number for number, patient in enumerate(sorted({key[1] for key in keys}))}
+        models = [(key[0], self.site[key] if by_hospital else "") for key in keys]
+        numbers = {model: number for number, model in enumerate(sorted(set(models)))}
         index = GENES.index(Gene(task)) if task is not Task.SEGMENTATION else -1
         labels = [self.labels[key][index] if index >= 0 else UNKNOWN for key in keys]
         return TaskTable(
             Rows(
                 patients=np.array([people[key[1]] for key in keys], dtype=np.int64),
-                folds=np.array([key[0] for key in keys], dtype=np.int64),
+                folds=np.array([numbers[model] for model in models], dtype=np.int64),
                 labels=np.array(labels, dtype=np.int64) if index >= 0 else None,
             ),
             {

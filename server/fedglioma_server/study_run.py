@@ -20,7 +20,8 @@ from fedglioma_server import simulate
 from fedglioma_server.gather import Gathering, Hospital
 from fedglioma_server.records import PrivacyRecord, read_json, write_json
 from fedglioma_server.runfolder import RunFolder, now
-from fedglioma_server.samerun import require_same_settings
+from fedglioma_server.samerun import OtherRun, require_same_settings
+from fedglioma_server.study_alone import OWN_MODELS, without_models
 from fedglioma_server.study_baselines import TITLES, absent_baselines, absent_text, add_baselines
 from fedglioma_server.study_cells import POOLED, Cell, divide, expand
 from fedglioma_server.study_file import Study
@@ -79,25 +80,46 @@ def run_study(
     """Run what is missing of a study, measure, and return what was found; ``results.json`` has the same.
 
     ``prepared`` is what ``prepare_study`` returned. A run that fails leaves its arm out of the table, with
-    the reason; the others go on. Runs that are complete are not repeated. What is found does not depend on
+    the reason; the others go on. Runs that are complete are not repeated. Where all fail, the result that
+    is there of before is kept. What is found does not depend on
     how many runs are made at a time, with the same number of threads each. ``progress`` counts runs.
 
     Raises
     ------
-    ConfigError
-        A folder holds a run of other settings or patients.
+    OtherRun
+        A folder holds a run of other settings or patients; of those that are there from the start, before
+        any run begins.
     DataError
         No case can be used.
+    FedGliomaError
+        Every run failed, and there is a result of before.
     """
     cells = request.cells
+    _require_same_patients(request, cells, prepared)
+    for who, why in _without_models(request, cells).items():
+        logger.warning("%s: no model of its own: %s", who, why)
     for row, why in _absent(request, cells, prepared).items():
         logger.warning("%s: cannot be computed: %s", row, why)
     progress(0, len(cells))
     make = _make_apart if request.jobs > 1 else _make
     failed = make(request, cells, prepared, told, progress)
+    if len(failed) == len(cells) and _found_something(request.out):
+        raise FedGliomaError(
+            f"{request.out}: all {len(cells)} runs failed; the table that is there of before was kept; "
+            f"{next(iter(failed))}: {next(iter(failed.values()))}"
+        )
     result = passed_on(collect(request, cells, prepared, failed))
     write_json(request.out / RESULTS, result)
     return result
+
+
+def _found_something(out: Path) -> bool:
+    """Whether the folder holds a result with a row, or one that cannot be read and is not ours to replace."""
+    file = out / RESULTS
+    try:
+        return file.exists() and bool(read_json(file, StudyResult).lines)
+    except FedGliomaError:
+        return True
 
 
 def _make(
@@ -109,6 +131,8 @@ def _make(
         told(cell, number, len(cells))
         try:
             _run(request, cell, prepared[PrepareSettings.of(cell.settings)])
+        except OtherRun:
+            raise
         except FedGliomaError as error:
             logger.warning("%s: %s", cell.words, error)
             failed[cell.words] = str(error)
@@ -158,6 +182,12 @@ def require_same_study(request: StudyRun) -> None:
         require_same_settings(RunFolder(cell.folder(request.out)), cell.settings)
 
 
+def _require_same_patients(request: StudyRun, cells: Sequence[Cell], prepared: PreparedWays) -> None:
+    """Refuse a folder of whose runs one has other patients, labels or divisions, before any is touched."""
+    for cell in cells:
+        simulate.require_same_patients(*_own(request, cell, prepared[PrepareSettings.of(cell.settings)]))
+
+
 def prepare_study(request: StudyRun, progress: Progress = silent) -> PreparedWays:
     """Return the cases prepared in every way that the arms ask for.
 
@@ -191,12 +221,17 @@ def _simulation(request: StudyRun, cell: Cell, gathering: Gathering) -> simulate
 
 
 def _run(request: StudyRun, cell: Cell, prepared: Prepared) -> None:
+    simulation, own = _own(request, cell, prepared)
+    simulation.folder.require_new_or_ours()
+    simulate.run(simulation, own)
+
+
+def _own(request: StudyRun, cell: Cell, prepared: Prepared) -> tuple[simulate.Simulation, Prepared]:
+    """Return a cell's run, and the cases as it knows them."""
     gathering = request.gathering
     if cell.protocol == "centralised":
         gathering, prepared = pooled(gathering), _moved(prepared)
-    simulation = _simulation(request, cell, gathering)
-    simulation.folder.require_new_or_ours()
-    simulate.run(simulation, prepared)
+    return _simulation(request, cell, gathering), prepared
 
 
 def _caution(entries: Mapping[RowName, Mapping[str, Entry]], known: Known, size: str) -> str | None:
@@ -293,6 +328,7 @@ def collect(
         runs=len(cells),
         failed=dict(failed),
         absent=absent,
+        without_models=_without_models(request, cells),
         reference=(reference.arm, reference.protocol),
         measures=measures,
         lines=[
@@ -342,7 +378,7 @@ def _for_baselines(
     first = cells[0].settings
     # The threshold's Dice must be of the same outlines as the networks'.
     drawn = next((cell.settings for cell in cells if Task.SEGMENTATION in cell.settings.tasks), first)
-    divisions = divide(request.study.divisions, request.gathering.cases, first)
+    divisions = divide(request.study, request.gathering.cases, first)
     return divisions, prepared[PrepareSettings.of(drawn)].cases
 
 
@@ -351,6 +387,15 @@ def _absent(request: StudyRun, cells: Sequence[Cell], prepared: PreparedWays) ->
     divisions, cases = _for_baselines(request, cells, prepared)
     tasks = _measured(measures_of(request.study, _tasks(cells)))
     return absent_text(absent_baselines(request.study.baselines, divisions, cases, tasks))
+
+
+def _without_models(request: StudyRun, cells: Sequence[Cell]) -> dict[str, str]:
+    """Return why a hospital that was to train alone could not, by hospital and arm."""
+    study, cases = request.study, request.gathering.cases
+    if set(OWN_MODELS).isdisjoint(study.protocols):
+        return {}
+    tasks = {arm.name: study.settings(arm, study.seeds[0], request.given).tasks for arm in study.arms}
+    return without_models(divide(study, cases, cells[0].settings), cases, tasks)
 
 
 def _tasks(cells: Sequence[Cell]) -> list[Task]:

@@ -10,10 +10,7 @@ from fedglioma.counts import coded, roughly, shown
 from fedglioma.metrics.bootstrap import Measure
 from fedglioma.metrics.paired import Comparison
 from fedglioma_server import report_text as words
-from fedglioma_server.study_table import Entry, Gain, StudyResult
-
-ALL = "all"
-"""The row of all hospitals' patients."""
+from fedglioma_server.study_table import ALL, Entry, Gain, StudyResult
 
 
 def passed_on(result: StudyResult) -> StudyResult:

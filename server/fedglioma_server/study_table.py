@@ -11,12 +11,15 @@ from fedglioma.metrics.bootstrap import Measure
 from fedglioma.metrics.criterion import Criterion
 from fedglioma.metrics.paired import Comparison, compare, holm, interval
 from fedglioma_server.study_file import Published, Study
+from fedglioma_server.study_models import notes_of, tables_of
 from fedglioma_server.study_results import Known, RowName, TaskTable
 
 RESULTS = "results.json"
 """Where a study's result lies in its folder."""
 FEW = "fewer than"
 """How the reason begins why a measure is kept back."""
+ALL = "all"
+"""The row of all hospitals' patients."""
 PERMUTATIONS_PER_RESAMPLE = 10
 """A p-value wants finer steps than an interval: 9,999 swaps for 1,000 resamples."""
 
@@ -25,11 +28,14 @@ class Entry(Frozen):
     """One measure of one row; ``p_adjusted`` is Holm's, over the rows of this measure."""
 
     value: Measure
-    comparison: Comparison | None = Field(default=None, description="None for the row compared with")
+    comparison: Comparison | None = Field(
+        default=None, description="None for the row compared with, and where too few cases are in both"
+    )
     p_adjusted: float | None = None
     cases: int | str = Field(
-        description="reported cases with a known target, the same for all rows; in words where the number, "
-        "or another one from it, would be of few patients"
+        description="reported cases with a known target, the same for all rows of one model in each fold, "
+        "and for all of each hospital's own; in words where the number, or another one from it, would be of "
+        "few patients"
     )
     by_fold: list[list[float | None]] = Field(
         default=[],
@@ -91,6 +97,9 @@ class StudyResult(Frozen):
     caution: str | None = None
     settings: dict[str, str] = Field(default={}, description="run settings of every row")
     runs: int
+    without_models: dict[str, str] = Field(
+        default={}, description="hospital, and arm -> why it trained no model of its own"
+    )
     failed: dict[str, str] = Field(default={}, description="run -> why it failed")
     absent: dict[str, str] = Field(default={}, description="row, and task -> why it could not be computed")
     reference: tuple[str, str] = Field(description="arm and protocol that the others are compared with")
@@ -122,10 +131,13 @@ def table_of(
     *,
     resamples: int,
     site: str = "",
+    together: bool = False,
 ) -> dict[RowName, dict[str, Entry]]:
     """Return each row's entries in every measure that it has.
 
-    All rows of a measure are measured on the same cases: those that every one of them has, under all seeds.
+    Rows are measured and compared on the same cases: those that every one of them has, under all seeds.
+    Where each hospital has a model of its own, and not all of them have one, that holds for these rows among
+    each other, for the others, and for each comparison (``study_models.py``).
 
     Parameters
     ----------
@@ -135,6 +147,8 @@ def table_of(
         What the others are compared with, by the difference on the same resamples and the swap test.
     site : str
         Only this hospital's patients; by default all.
+    together : bool
+        Measure all rows on the cases, and in the groups, of those in which each hospital has its own model.
 
     A measure of fewer patients than may be told of (``counts.py``), in all or, of markers, of one status, is
     not computed.
@@ -142,30 +156,30 @@ def table_of(
     entries: dict[RowName, dict[str, Entry]] = {row: {} for row in order}
     for measure in measures:
         task, criterion = Task(measure.split(".")[0]), Criterion(measure.split(".")[1])
-        table = known.table(task, [row for row in order if row in known.rows], seeds, site)
-        few = too_few(criterion, table)
+        rows = [row for row in order if row in known.rows]
+        tables = tables_of(known, task, criterion, rows, seeds, site=site, together=together)
         compared: dict[RowName, Comparison] = {}
-        for row, values in table.values.items():
-            labels = table.rows.labels
-            measured = ~np.isnan(values).all(axis=1) if labels is None else labels >= 0
-            cases = int(np.count_nonzero(measured))
-            if few:
+        for row in tables.rows:
+            table, both = tables.of(row), tables.of(row, reference)
+            cases = int(np.count_nonzero(table.measured))
+            if few := too_few(criterion, table):
                 entries[row][measure] = Entry(value=Measure(value=None, reason=few), cases=cases)
                 continue
-            value = interval(criterion, table.rows, values, resamples=resamples)
+            value = interval(criterion, table.rows, table.values[row], resamples=resamples)
             comparison = None
-            if row != reference and reference in table.values:
+            if row != reference and reference in both.values and not too_few(criterion, both):
                 comparison = compare(
                     criterion,
-                    table.rows,
-                    values,
-                    table.values[reference],
+                    both.rows,
+                    both.values[row],
+                    both.values[reference],
                     names=(row.shown(2), reference.shown(2)),
                     resamples=resamples,
                     permutations=PERMUTATIONS_PER_RESAMPLE * resamples - 1,
                 )
                 compared[row] = comparison
-            entries[row][measure] = Entry(value=value, comparison=comparison, cases=cases)
+            notes = notes_of(criterion, tables, row, reference, comparison)
+            entries[row][measure] = Entry(value=value, comparison=comparison, cases=cases, notes=notes)
         adjusted = holm([comparison.p for comparison in compared.values()])
         for row, p in zip(compared, adjusted, strict=True):
             entries[row][measure] = entries[row][measure].model_copy(update={"p_adjusted": p})
@@ -194,24 +208,35 @@ def gains_of(
     *,
     resamples: int,
 ) -> list[Gain]:
-    """Return, per hospital and over all, what each protocol gives its patients against training alone."""
+    """Return, per hospital and over all, what each protocol gives its patients against training alone.
+
+    The p-values of the hospitals are adjusted for all hospitals and protocols of a measure, those over all
+    patients for the protocols. A hospital that has no model of its own is not there.
+    """
     if "local" not in protocols or len(protocols) < 2:
         return []
-    gains = []
+    gains: list[Gain] = []
     sites = sorted(set(known.site.values()))
     for arm in arms:
         order = [RowName(arm, protocol) for protocol in protocols]
         for site in ("", *sites):
             table = table_of(
-                known, measures, order, RowName(arm, "local"), seeds, resamples=resamples, site=site
+                known,
+                measures,
+                order,
+                RowName(arm, "local"),
+                seeds,
+                resamples=resamples,
+                site=site,
+                together=True,
             )
             for measure in measures:
                 lines = {
                     row.protocol: entries[measure] for row, entries in table.items() if measure in entries
                 }
-                if lines:
-                    gains.append(Gain(site=site or "all", arm=arm, measure=measure, lines=lines))
-    return _without_sums(gains)
+                if lines and (not site or any(entry.cases for entry in lines.values())):
+                    gains.append(Gain(site=site or ALL, arm=arm, measure=measure, lines=lines))
+    return _over_hospitals(_without_sums(gains))
 
 
 def _without_sums(gains: Sequence[Gain]) -> list[Gain]:
@@ -229,8 +254,25 @@ def _without_sums(gains: Sequence[Gain]) -> list[Gain]:
 
 def _is_part(gain: Gain) -> bool:
     """Whether it is one hospital's share of a sum of right answers that stands in the row of all."""
-    return gain.measure.endswith(f".{Criterion.ACCURACY}") and gain.site != "all"
+    return gain.measure.endswith(f".{Criterion.ACCURACY}") and gain.site != ALL
 
 
 def _kept_back(gain: Gain) -> bool:
     return any((entry.value.reason or "").startswith(FEW) for entry in gain.lines.values())
+
+
+def _over_hospitals(gains: Sequence[Gain]) -> list[Gain]:
+    """Return the gains with p-values adjusted for all hospitals and protocols of an arm's measure."""
+    families: dict[tuple[str, str], list[tuple[int, str, float | None]]] = {}
+    for place, gain in enumerate(gains):
+        for protocol, entry in gain.lines.items():
+            if gain.site != ALL and entry.comparison is not None:
+                tests = families.setdefault((gain.arm, gain.measure), [])
+                tests.append((place, protocol, entry.comparison.p))
+    adjusted = list(gains)
+    for tests in families.values():
+        for (place, protocol, _), p in zip(tests, holm([p for _, _, p in tests]), strict=True):
+            lines = adjusted[place].lines
+            lines = lines | {protocol: lines[protocol].model_copy(update={"p_adjusted": p})}
+            adjusted[place] = adjusted[place].model_copy(update={"lines": lines})
+    return adjusted

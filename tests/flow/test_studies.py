@@ -383,6 +383,112 @@ def test_other_settings_in_the_same_folder_are_refused_and_nothing_is_lost(
     assert (tmp_path / "study" / "results.json").read_bytes() == before
 
 
+def _relabelled(cohort: Path, folder: Path) -> Path:
+    """Return a copy of a cohort in which one patient's IDH status is another."""
+    shutil.copytree(cohort, folder)
+    table = folder / "participants.tsv"
+    head, first, *rows = (line.split("\t") for line in table.read_text().splitlines())
+    place = next(place for place, name in enumerate(head) if "idh" in name.lower())
+    first[place] = next(row[place] for row in rows if row[place] not in (first[place], "n/a"))
+    table.write_text("".join("\t".join(row) + "\n" for row in [head, first, *rows]))
+    return folder
+
+
+def test_finished_study_whose_patients_or_divisions_change_is_refused_and_kept(
+    cohort: Path, tmp_path: Path
+) -> None:
+    arms, out = [{"name": "one", "width": 1}], tmp_path / "study"
+    protocols = ["federated", "centralised"]
+    changes: dict[str, Any] = {"arms": arms, "protocols": protocols, "measures": ["idh.accuracy"]}
+    assert run(cohort, out, small_study(tmp_path, **changes), "--bootstrap", "100")[0] == 0
+    before = {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    other = _relabelled(cohort, tmp_path / "relabelled" / "cohort")
+    again = small_study(tmp_path, **changes)
+    code, data = run(other, out, again, "--bootstrap", "100")
+    assert code == 2
+    assert "holds a run with other cases" in data["error"]
+    code, data = run(cohort, out, again, "--bootstrap", "100", "--sites", "2")
+    assert code == 2
+    assert "holds a run with sites henan, ningxia, zhengzhou" in data["error"]
+    otherwise = small_study(tmp_path, divisions={"folds": 2, "stratify": ["codel_1p19q", "atrx"]}, **changes)
+    code, data = run(cohort, out, otherwise, "--bootstrap", "100")
+    assert code == 2
+    assert "holds a run with patients divided otherwise" in data["error"]
+    assert {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()} == before
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_run_that_would_go_on_from_another_model_ends_the_study(
+    cohort: Path, tmp_path: Path, jobs: str
+) -> None:
+    out = tmp_path / "study"
+    study = small_study(
+        tmp_path,
+        arms=[{"name": "one", "width": 1}],
+        divisions={"kind": "split"},
+        protocols=["federated", "finetuned"],
+        measures=["idh.accuracy"],
+    )
+    assert run(cohort, out, study, "--bootstrap", "100")[0] == 0
+    before = (out / "results.json").read_bytes()
+    folder = next(path.parent for path in out.glob("runs/one/finetuned/**/run.json"))
+    RunFolder(folder).update(initial_digest="0" * 64)
+    code, data = run(cohort, out, study, "--bootstrap", "100", "--jobs", jobs)
+    assert code == 2
+    assert "holds a run with another model to start from" in data["error"]
+    assert (out / "results.json").read_bytes() == before
+
+
+def test_table_is_not_replaced_by_one_in_which_everything_failed(cohort: Path, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    study = small_study(tmp_path, arms=[{"name": "one", "width": 1}], divisions={"kind": "split"})
+    assert run(cohort, out, study, "--bootstrap", "100")[0] == 0
+    before = {name: (out / name).read_bytes() for name in ("results.json", "table.md", "report.html")}
+    shutil.rmtree(out / "runs")
+    broken = small_study(
+        tmp_path, arms=[{"name": "one", "width": 1, "lr": 1e30}], divisions={"kind": "split"}
+    )
+    code, data = run(cohort, out, broken, "--bootstrap", "100")
+    assert code == 1
+    assert "all 1 runs failed; the table that is there of before was kept" in data["error"]
+    assert {name: (out / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.slow
+def test_hospital_without_outlines_leaves_the_others_rows_alone(cohort: Path, tmp_path: Path) -> None:
+    mixed = tmp_path / "mixed" / "cohort"
+    shutil.copytree(cohort, mixed)
+    table = [line.split("\t") for line in (mixed / "participants.tsv").read_text().splitlines()]
+    site = table[0].index("site")
+    for patient in (row[0] for row in table[1:] if row[site] == "henan"):
+        for file in (mixed / f"sub-{patient}").rglob("*dseg*"):
+            file.unlink()
+    study = small_study(
+        tmp_path,
+        arms=[{"name": "U-Net", "model": "unet", "width": 2}],
+        divisions={"folds": 2},
+        protocols=["federated", "local"],
+        baselines=[],
+        run={
+            "preprocessing": "sgpnet",
+            "inference": "centre",
+            "crop": 16,
+            "rounds": 1,
+            "batch_size": 8,
+        },
+    )
+    code, data = run(mixed, tmp_path / "study", study, "--bootstrap", "100")
+    assert code == 0, data
+    result = data["result"]
+    assert result["failed"] == {}
+    assert {line["protocol"] for line in result["lines"]} == {"federated", "local"}
+    why = "none of its training patients has an outline in 2 of 2 folds"
+    assert result["without_models"] == {"henan, U-Net": why}
+    assert {gain["site"] for gain in result["gains"]} == {"all", "ningxia", "zhengzhou"}
+    for name in ("table.md", "report.html"):
+        assert f"henan, U-Net: {why}" in (tmp_path / "study" / name).read_text()
+
+
 def test_second_study_in_a_folder_is_refused_while_the_first_runs(cohort: Path, tmp_path: Path) -> None:
     (tmp_path / "study").mkdir()
     handle = os.open(tmp_path / "study", os.O_RDONLY)

@@ -72,6 +72,41 @@ def test_selection_takes_its_share_of_every_stratum(cohort: dict[str, str], seed
             assert abs(taken - size * expected / len(rest)) < 1
 
 
+hospitals = st.sampled_from(["henan", "ningxia", "zhengzhou", "x"])
+
+
+@given(
+    st.dictionaries(names, st.tuples(strata, hospitals), min_size=2, max_size=60), st.data(), seeds, shares
+)
+def test_every_hospital_with_two_patients_keeps_somebody_in_every_fold(
+    cohort: dict[str, tuple[str, str]], data: st.DataObject, seed: int, share: float
+) -> None:
+    k = data.draw(st.integers(2, min(len(cohort), 10)))
+    labels, sites = ({p: both[place] for p, both in cohort.items()} for place in (0, 1))
+    folds = stratified_folds(labels, k, seed=seed, selection=share, sites=sites)
+    reported = [patient for fold in folds for patient in fold.patients(REPORT)]
+    assert sorted(reported) == sorted(cohort)
+    assert all(fold.patients(REPORT) and fold.patients(TRAIN) for fold in folds)
+    for cell in set(cohort.values()):
+        sizes = [sum(cohort[p] == cell for p in fold.patients(REPORT)) for fold in folds]
+        assert max(sizes) - min(sizes) <= 1
+    for site, size in Counter(sites.values()).items():
+        for fold in folds:
+            assert size == 1 or sum(sites[p] == site for p in fold.patients(REPORT)) < size
+
+
+def test_folds_are_even_by_hospital_and_by_stratum_where_numbers_allow() -> None:
+    cohort = {f"p{n}": ("henan", "ningxia", "zhengzhou")[n % 3] for n in range(60)}
+    labels = {patient: f"idh={int(n % 5 == 0)}" for n, patient in enumerate(cohort)}
+    for seed in range(20):
+        for fold in stratified_folds(labels, 4, seed=seed, selection=0.2, sites=cohort):
+            told = fold.patients(REPORT)
+            assert Counter(cohort[p] for p in told) == {"henan": 5, "ningxia": 5, "zhengzhou": 5}
+            assert Counter(labels[p] for p in told) == {"idh=0": 12, "idh=1": 3}
+            chosen = Counter(cohort[p] for p in fold.patients(SELECTION))
+            assert max(chosen.values()) - min(chosen.values()) <= 2
+
+
 @given(st.dictionaries(names, strata, min_size=5, max_size=40), seeds, st.randoms())
 def test_folds_do_not_depend_on_the_order_of_the_table(cohort, seed, random) -> None:
     shuffled = list(cohort.items())

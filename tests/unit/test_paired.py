@@ -272,8 +272,10 @@ def test_swap_test_of_the_auc_swaps_ranks_and_is_scipys_permutation_test():
     theirs = stats.permutation_test(
         ranks, difference, permutation_type="samples", n_resamples=np.inf, vectorized=False
     )
-    assert swap_test(Criterion.AUC, rows, a, b) == pytest.approx(theirs.pvalue)
-    assert swap_test(Criterion.AUC, rows, a / 100, b) == pytest.approx(theirs.pvalue)
+    spread = np.abs(theirs.null_distribution) * np.sqrt(8 / 7)  # both arms' ranks have the same sum
+    expected = np.mean(spread >= abs(theirs.statistic) - 1e-12)
+    assert swap_test(Criterion.AUC, rows, a, b) == pytest.approx(expected)
+    assert swap_test(Criterion.AUC, rows, a / 100, b) == pytest.approx(expected)
 
 
 def test_swap_test_of_dice_is_scipys_permutation_test():
@@ -329,6 +331,30 @@ def test_p_values_of_arms_that_are_alike_are_uniform():
     # Discrete p-values may lie above the diagonal, never clearly below.
     assert stats.kstest(p_values, "uniform", alternative="greater").pvalue > 0.01
     assert np.mean(p_values) == pytest.approx(0.5, abs=0.08)
+
+
+def test_p_values_of_arms_that_are_alike_are_rarely_small_in_folds_of_few_cases():
+    """Swapped ranks alone would find a difference in one of eight such comparisons."""
+    generator = np.random.default_rng(0)
+    folds, found = np.repeat(np.arange(15), 5), 0
+    for trial in range(100):
+        rows = Rows(np.arange(75), folds, generator.integers(0, 2, 75))
+        shared = generator.normal(size=75) + rows.labels
+        a, b = (stats.norm.cdf(shared + generator.normal(size=75) / 2) for _ in range(2))
+        found += swap_test(Criterion.AUC, rows, a, b, permutations=99, seed=trial) <= 0.05
+    assert found <= 10
+
+
+def test_swapped_ranks_of_one_pair_are_stretched_to_the_spread_of_its_two_orders():
+    """In order under one arm and out of order under the other: a swap of both is the only fair one."""
+    rows = Rows(np.arange(8), np.repeat(np.arange(4), 2), np.tile([0, 1], 4))
+    right, wrong = np.tile([0.1, 0.9], 4), np.tile([0.9, 0.1], 4)
+    mixed = np.concatenate([right[:4], wrong[4:]])
+    # Differences of 1, 0 and -1, a quarter, a half and a quarter of the swaps, have half the variance.
+    sums = np.array([sum(signs) for signs in product((1, 0, 0, -1), repeat=4)]) / 4
+    expected = np.mean(np.abs(sums) * np.sqrt(2) >= 1 - 1e-12)
+    assert swap_test(Criterion.AUC, rows, right, wrong) == expected
+    assert swap_test(Criterion.AUC, rows, mixed, mixed) == 1
 
 
 def test_a_studys_comparison_takes_seconds_at_most():

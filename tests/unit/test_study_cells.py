@@ -1,15 +1,16 @@
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedglioma.case import Case, Genotype
+from fedglioma.case import Case, Genotype, Task
 from fedglioma.config.run import RunConfig
 from fedglioma.data.split import Split
 from fedglioma.errors import ConfigError
 from fedglioma_server.spending import epsilon_after
+from fedglioma_server.study_alone import without_models
 from fedglioma_server.study_cells import divide, expand
 from fedglioma_server.study_file import Study
 
@@ -39,7 +40,7 @@ def test_every_patient_is_reported_once_per_arm_protocol_and_seed() -> None:
 
 def test_all_arms_and_seeds_see_the_same_divisions() -> None:
     cells = expand(study(seeds=(1, 2)), CASES, {})
-    digests = {}
+    digests: dict[int, set[str]] = {}
     for cell in cells:
         digests.setdefault(cell.fold, set()).add(cell.division.digest)
     assert all(len(found) == 1 for found in digests.values())
@@ -103,6 +104,58 @@ def test_hospital_without_a_reported_patient_trains_no_model_that_nobody_would_a
     file = _split_file(tmp_path, lambda case: case.site == "henan")
     with pytest.raises(ConfigError, match="protocols: local: in no division has a hospital"):
         expand(study(divisions=divisions, protocols=("federated", "local")), CASES, {})
+
+
+def _outlined(sites: Collection[str], without: Collection[str] = ()) -> tuple[Case, ...]:
+    return tuple(
+        case.model_copy(update={"mask": Path("mask.nii")})
+        if case.site in sites and case.patient not in without
+        else case
+        for case in CASES
+    )
+
+
+ALONE = ("federated", "local")
+
+
+def test_hospital_without_a_target_trains_no_model_of_its_own_and_the_others_do() -> None:
+    cases = _outlined(("henan", "ningxia"))
+    both = study(arms=[{"name": "U", "settings": {"model": "unet"}}], protocols=ALONE)
+    cells = expand(both, cases, {})
+    assert {cell.site for cell in cells if cell.protocol == "local"} == {"henan", "ningxia"}
+    divisions = divide(both, cases, cells[0].settings)
+    told = without_models(divisions, cases, {"U": (Task.SEGMENTATION,), "G": (Task.IDH, Task.SEGMENTATION)})
+    assert told == {"zhengzhou, U": "none of its training patients has an outline in 3 of 3 folds"}
+    with pytest.raises(ConfigError, match="protocols: local: in no division has a hospital"):
+        expand(both, CASES, {})
+
+
+def test_hospital_of_whom_nobody_with_a_target_is_reported_trains_nothing(tmp_path: Path) -> None:
+    file = _split_file(tmp_path, lambda case: case.patient < "p09")
+    reported = [case.patient for case in CASES if case.site == "henan" and case.patient < "p09"]
+    both = study(
+        arms=[{"name": "U", "settings": {"model": "unet"}}],
+        divisions={"kind": "file", "file": str(file)},
+        protocols=ALONE,
+    )
+    cases = _outlined(SITES, reported)
+    cells = expand(both, cases, {})
+    assert {cell.site for cell in cells if cell.protocol == "local"} == {"ningxia", "zhengzhou"}
+    told = without_models(divide(both, cases, cells[0].settings), cases, {"U": (Task.SEGMENTATION,)})
+    assert told == {"henan, U": "none of its reported patients has an outline"}
+
+
+def test_hospitals_are_spread_over_the_folds_where_they_train_alone() -> None:
+    crowded = tuple(
+        case.model_copy(update={"site": "henan" if place < 26 else SITES[1 + place % 2]})
+        for place, case in enumerate(CASES)
+    )
+    site_of = {case.patient: case.site for case in crowded}
+    for seed in range(10):
+        settings = study().settings(study().arms[0], seed, {})
+        for division in divide(study(protocols=ALONE, divisions={"folds": 2}), crowded, settings):
+            told = Counter(site_of[patient] for patient in division.patients(Split.REPORT))
+            assert told == {"henan": 13, "ningxia": 1, "zhengzhou": 1}
 
 
 def test_strategy_for_many_sites_is_not_asked_of_one() -> None:
@@ -193,8 +246,10 @@ def test_dice_of_differently_prepared_images_is_not_compared() -> None:
 
 
 def test_dice_of_fine_tuning_on_other_images_is_not_compared() -> None:
+    outlined = tuple(case.model_copy(update={"mask": Path("mask.nii")}) for case in CASES)
+    tuned = study(arms=[{"name": "A"}], protocols=TUNED, run={"model": "unet"}, finetune={"spacing_mm": 2})
     with pytest.raises(ConfigError, match=r"A \(federated\) and A \(finetuned\) .* spacing_mm 1\.0 and 2\.0"):
-        _settings(run={"model": "unet"}, finetune={"spacing_mm": 2})
+        expand(tuned, outlined, {})
 
 
 def test_markers_are_compared_between_preparations() -> None:
@@ -207,7 +262,7 @@ def test_divisions_of_a_file_are_used_as_they_stand(tmp_path: Path) -> None:
     rows = [f"p{i:02},{'test' if i % 5 == 0 else 'train'}" for i in range(30)]
     file.write_text("participant_id,split\n" + "\n".join(rows))
     (division,) = divide(
-        study(divisions={"kind": "file", "file": str(file)}).divisions,
+        study(divisions={"kind": "file", "file": str(file)}),
         CASES,
         study().settings(study().arms[0], 1, {}),
     )

@@ -146,7 +146,7 @@ def test_hospital_of_few_left_out_is_kept_back_with_another_one() -> None:
     entries = entries_of(known, "idh.accuracy")
     found = left_out_of(entries, known, SEEDS, ["sitea", "siteb", "sitec"], resamples=20)
     told = {f.site: (f.cases, f.value.value is not None, f.value.reason) for f in found if f.arm == "A"}
-    assert told["sitea"] == ("<5", False, "fewer than 5 patients")
+    assert told["sitea"] == ("<5", False, "fewer than 5 patients of one status")
     assert told["siteb"] == ("\u22655", False, KEPT_BACK)
     assert told["sitec"][:2] == ("\u22655", True)
 
