@@ -212,6 +212,7 @@ class HeldOut:
             device=self.device,
             loss=self.learner.loss,
             reader=Reader.of(settings),
+            measured_in=self.dataset,
         )
         return measure(scores, self.learner.tasks, settings)
 

@@ -75,7 +75,10 @@ def require_same_settings(folder: RunFolder, asked: RunConfig) -> None:
 
 def other_run(folder: RunFolder, holds: str, asked: str) -> ConfigError:
     """Return the refusal to continue another run."""
-    return ConfigError(f"{folder.path}: holds a run with {holds}, {asked} asked for; name another --out")
+    instead = "name another --out"
+    if not any(line.round > 0 for line in folder.rounds()):
+        instead = f"no round of it is complete: remove the folder, or {instead}"
+    return ConfigError(f"{folder.path}: holds a run with {holds}, {asked} asked for; {instead}")
 
 
 def command_line() -> str:

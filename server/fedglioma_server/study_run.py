@@ -13,7 +13,7 @@ from fedglioma.counts import without_few
 from fedglioma.data.folds import Division
 from fedglioma.data.prepare import Prepared, PrepareSettings
 from fedglioma.data.prepared import PreparedCase
-from fedglioma.errors import FedGliomaError
+from fedglioma.errors import ConfigError, FedGliomaError
 from fedglioma.metrics.genotype import MIN_PATIENTS, MIN_RARER
 from fedglioma.training.learner import parameter_count
 from fedglioma_server import simulate
@@ -36,6 +36,7 @@ from fedglioma_server.study_table import (
     measures_of,
     table_of,
 )
+from fedglioma_server.trainable import require_trainable
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +155,23 @@ def require_same_study(request: StudyRun) -> None:
     """
     for cell in request.cells:
         require_same_settings(RunFolder(cell.folder(request.out)), cell.settings)
+
+
+def require_trainable_study(request: StudyRun) -> None:
+    """Refuse a study of which a run could not be trained here, before anything is prepared.
+
+    Raises
+    ------
+    ConfigError
+        A device has not the numbers that were asked for, or a batch is too small for an arm's network.
+    """
+    everybody, alone = request.gathering, pooled(request.gathering)
+    for cell in request.cells:
+        gathering = alone if cell.protocol == "centralised" else everybody
+        try:
+            require_trainable(_simulation(request, cell, gathering))
+        except ConfigError as error:
+            raise ConfigError(f"{request.study.file}: {cell.words}: {error}") from None
 
 
 def prepare_study(request: StudyRun, progress: Progress = silent) -> PreparedWays:
