@@ -1,20 +1,17 @@
 """What a network says of one prepared case: probabilities, and where in the case's array the tumour is."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from fedglioma.case import GENES, Gene, Task
 from fedglioma.data.dataset import CaseDataset
 from fedglioma.data.prepared import PreparedCase
 from fedglioma.data.volume import FloatArray
+from fedglioma.data.window import centre_starts, put_back, window
 from fedglioma.errors import DataError, FedGliomaError
 from fedglioma_client.predict_model import Predictor
-
-Part = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -62,28 +59,10 @@ def read_case(predictor: Predictor, prepared: PreparedCase) -> Answer:
         )
     brain = (np.load(prepared.array, mmap_mode="r", allow_pickle=False) != 0).any(axis=0)
     box = tuple(sample.image.shape[1:])
-    looked, _ = _overlap(brain.shape, box)
+    looked, _ = window(brain.shape, centre_starts(brain.shape, box), box)
     tumour = found.get(Task.SEGMENTATION)
     return Answer(
         markers={gene: float(found[gene]) for gene in GENES if gene in found},
-        tumour=None if tumour is None else _put_back(tumour, brain.shape),
+        tumour=None if tumour is None else put_back(tumour, brain.shape),
         brain_read=int(brain[looked].sum()) / max(int(brain.sum()), 1),
     )
-
-
-def _overlap(shape: Sequence[int], box: Sequence[int]) -> tuple[Part, Part]:
-    """Return where a centred box lies in an array, and that part's place in the box."""
-    parts = []
-    for size, edge in zip(shape, box, strict=True):
-        start = (size - edge) // 2  # as CaseDataset cuts it out
-        low, high = max(start, 0), min(start + edge, size)
-        parts.append((slice(low, high), slice(low - start, high - start)))
-    (a, i), (b, j), (c, k) = parts
-    return (a, b, c), (i, j, k)
-
-
-def _put_back(cube: NDArray[np.float32], shape: Sequence[int]) -> FloatArray:
-    whole = np.zeros(shape, np.float32)
-    looked, inside = _overlap(shape, cube.shape)
-    whole[looked] = cube[inside]
-    return whole

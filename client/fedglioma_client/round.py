@@ -265,7 +265,7 @@ def _fit(
 
 
 def _class_counts(request: TrainRequest, site: Site) -> dict[Gene, tuple[float, float]]:
-    return request.class_counts if request.settings.counts == "global" else local_counts(site)
+    return local_counts(site) if request.settings.counts == "local" else request.class_counts
 
 
 def _told_steps(settings: RunConfig, counts: SiteCounts) -> int:

@@ -20,8 +20,6 @@ ROBUST = ("median", "trimmed_mean", "multikrum")
 """Strategies that compare single updates, which nobody sees under secure aggregation."""
 FEWEST_MASKED = 3
 """Sites in a masked sum: of two, each knows the other's part."""
-_OF_NOISE = ("noise_multiplier", "target_epsilon", "delta", "clip_norm", "accountant")
-_OF_PATIENTS = ("sampling_rate", "clipping", "counts_epsilon")
 
 
 class PrivacyTerms(Frozen):
@@ -50,38 +48,12 @@ class PrivacyTerms(Frozen):
         return self.steps_per_round * self.rounds
 
 
-def require_effect(settings: "RunConfig") -> None:
-    """Raise ``ValueError`` for settings that were changed and that the run's kind of privacy has no use for.
-
-    For settings that somebody writes: who believes in a protection that is not there is told. What a run or
-    model of before has on record stays readable.
-    """
-    if idle := idle_settings(settings):
-        it = "it" if len(idle) == 1 else "them"
-        kinds = "site" if set(idle) & set(_OF_PATIENTS) else "site or central"
-        raise ValueError(
-            f"{' and '.join(idle)}: without effect while privacy is {settings.privacy}; "
-            f"leave {it} out, or set privacy to {kinds}"
-        )
-
-
 def require_whole(settings: "RunConfig") -> None:
     """Raise ``ValueError`` for the first setting that does not go with the run's privacy, and say why."""
     if settings.privacy != "none" and not (settings.noise_multiplier or settings.target_epsilon):
         raise ValueError(f"privacy: {settings.privacy}: give target_epsilon, or noise_multiplier itself")
     for name, why in _conflicts(settings):
         raise ValueError(f"{name}: {why}")
-
-
-def idle_settings(settings: "RunConfig") -> list[str]:
-    """Return the settings that were changed and that the run's kind of privacy has no use for."""
-    fields = type(settings).model_fields
-    return [name for name in of_no_use(settings) if getattr(settings, name) != fields[name].default]
-
-
-def of_no_use(settings: "RunConfig") -> tuple[str, ...]:
-    """Return the settings that the run's kind of privacy has no use for."""
-    return {"none": _OF_NOISE + _OF_PATIENTS, "site": (), "central": _OF_PATIENTS}[settings.privacy]
 
 
 def _conflicts(settings: "RunConfig") -> Iterator[tuple[str, str]]:
@@ -119,8 +91,7 @@ def _against_site(settings: "RunConfig") -> Iterator[tuple[str, str]]:
             "model",
             "swinunetr gives no gradients by patient: its attention owns parameters beside its layers",
         )
-    if settings.preset != "recommended":
-        yield "preset", f"{settings.preset} normalises over the batch"
+    yield from _against_layers(settings)
     if settings.weighting == "uncertainty":
         yield "weighting", "learned loss weights follow the labels"
     if settings.counts == "local":
@@ -135,6 +106,14 @@ def _against_site(settings: "RunConfig") -> Iterator[tuple[str, str]]:
         yield "precision", "clipping needs float32"
     if settings.secure_statistics:
         yield "secure_statistics", "each site's counts are noised by themselves"
+
+
+def _against_layers(settings: "RunConfig") -> Iterator[tuple[str, str]]:
+    if settings.batch_norm:
+        name = "norm" if settings.norm == "batch" else "preset"
+        yield name, f"{getattr(settings, name)} normalises over the batch"
+    elif settings.model == "mdpnet" and settings.preset != "recommended":
+        yield "preset", f"{settings.preset} drops weights of its attention by chance"
 
 
 def _against_masks(settings: "RunConfig") -> Iterator[tuple[str, str]]:

@@ -5,14 +5,16 @@ MDPNet paper's recipe with the decisions of its specification (batch 2, Adam, 1e
 group normalisation); where another network is chosen, ``RECIPES`` has what its paper does differently.
 """
 
+import re
 from collections.abc import Mapping
 from math import ceil, cos, pi
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from fedglioma.case import GENES, Frozen, Gene, Modality, Task
+from fedglioma.config.effect import OWN_SWITCHES, require_effect
 from fedglioma.config.privacy import (
     FEWEST_MASKED,
     LARGEST_DELTA,
@@ -20,7 +22,6 @@ from fedglioma.config.privacy import (
     Clipping,
     PrivacyName,
     PrivacyTerms,
-    require_effect,
     require_whole,
 )
 from fedglioma.config.reading import checked, read_yaml
@@ -40,6 +41,13 @@ Strategy = Literal[
 Preprocessing = Literal["standard", "mdpnet", "sgpnet", "fusion"]
 Payload = Literal["float32", "bfloat16", "int8", "masked"]
 Weighting = Literal["auto", "uncertainty", "fixed"]
+WeightingForm = Literal["reference", "kendall"]
+NormName = Literal["auto", "group", "batch"]
+GuideMode = Literal["auto", "p_mut", "max_prob"]
+HeadAct = Literal["auto", "leaky_relu", "none"]
+LdamInput = Literal["auto", "prob", "double_softmax", "logit"]
+Head1x1 = Literal["shortcut", "none"]
+ZScore = Literal["brain", "volume"]
 
 SERVER_LR: dict[str, float] = {"fedavgm": 1.0, "fedadam": 0.1, "fedyogi": 0.01}
 """Flower's own server learning rates; FedAdam's and FedYogi's are the papers' starting points."""
@@ -79,11 +87,12 @@ RECIPES: dict[str, dict[str, Any]] = {
 SGPNET_SHIFT = 10 / 144
 """How far a training image is moved at most, in edges of the cube; its paper names no range."""
 
-OWN_SWITCHES: dict[str, tuple[str, ...]] = {
-    "mdpnet": ("path2", "attention", "guide"),
-    "sgpnet": ("targets",),
-}
-"""Settings of one network alone."""
+
+_COUNTS = re.compile(r"(?P<gene>[a-z0-9_]+)=(?P<wild>\d{1,6}(\.\d{1,3})?)/(?P<mutant>\d{1,6}(\.\d{1,3})?)")
+_COUNTS_MEANT = (
+    "global, local, or the cases of both classes of every marker, as "
+    "idh=109/57,atrx=133/33,codel_1p19q=153/13"
+)
 
 
 class RunConfig(Frozen):
@@ -103,9 +112,32 @@ class RunConfig(Frozen):
     guide: Guide = Field(
         default="idh+atrx", description="what the 1p/19q head is told of the others (mdpnet only)"
     )
+    guide_mode: GuideMode = Field(
+        default="auto",
+        description="what of the others it is told: p_mut, the probability of mutation; max_prob, that of "
+        "the likelier class; auto: as the preset (mdpnet only)",
+    )
+    guide_detach: bool = Field(
+        default=False, description="no gradient through what the 1p/19q head is told (mdpnet only)"
+    )
+    head_act: HeadAct = Field(
+        default="auto",
+        description="activation in the heads: leaky_relu, none, or auto: as the preset (mdpnet only)",
+    )
+    norm: NormName = Field(
+        default="auto", description="normalisation: group, batch, or auto: as the preset (not sgpnet)"
+    )
     targets: LearningTargets = Field(
         default="both",
         description="what is learned: IDH and tumour, one of them, or IDH beside random masks (sgpnet only)",
+    )
+    head_1x1: Head1x1 = Field(
+        default="shortcut",
+        description="the IDH block's 1x1x1 convolution: a shortcut around the finest, or none (sgpnet only)",
+    )
+    detach_k: bool = Field(
+        default=False,
+        description="no gradient through the balance of IDH and tumour in the loss (sgpnet only)",
     )
     width: int = Field(
         default=16,
@@ -128,6 +160,11 @@ class RunConfig(Frozen):
         default="federated",
         description="intensities: federated lays all sites on one scale that their landmarks decide; "
         "zscore leaves each case on its own",
+    )
+    zscore: ZScore = Field(
+        default="brain",
+        description="statistics of the z-score: of the brain, or of the volume with what is outside "
+        "(preprocessing sgpnet only)",
     )
     bias_correction: bool = Field(default=True, description="divide out the coil's brightness (N4)")
     rounds: int = Field(default=50, ge=1, description="federated rounds")
@@ -190,9 +227,20 @@ class RunConfig(Frozen):
         description="weights of the three tasks: uncertainty (learned), fixed (equal), "
         "or auto: fixed with fedprox and privacy site, uncertainty with the others",
     )
-    counts: Literal["global", "local"] = Field(
+    weighting_form: WeightingForm = Field(
+        default="reference",
+        description="learned weights s of losses L: reference, exp(-s) L / 2 + s, as MDPNet's code; kendall, "
+        "exp(-s) L + s / 2",
+    )
+    ldam_input: LdamInput = Field(
+        default="auto",
+        description="what the margins are applied to: prob, logit, double_softmax (probabilities, and in the "
+        "focal loss too), or auto: as the preset",
+    )
+    counts: str = Field(
         default="global",
-        description="class counts behind the loss margins: summed over the sites, or each site's own",
+        description="class counts behind the loss margins: global, summed over the sites; local, each site's "
+        "own; or numbers of every marker: idh=109/57,atrx=133/33,codel_1p19q=153/13 (wild-type/mutant)",
     )
     privacy: PrivacyName = Field(
         default="none",
@@ -351,6 +399,14 @@ class RunConfig(Frozen):
             merged = {"norm_limit": 0.0, "quorum": FEWEST_MASKED} | merged
         return merged
 
+    @field_validator("counts")
+    @classmethod
+    def _counts_that_can_be_read(cls, counts: str) -> str:
+        words = counts.replace(" ", "")
+        if words not in ("global", "local"):
+            read_counts(words)
+        return words
+
     @model_validator(mode="after")
     def _switches_belong_to_the_model(self) -> Self:
         for model, names in OWN_SWITCHES.items():
@@ -449,6 +505,17 @@ class RunConfig(Frozen):
         return self.model != "sgpnet" and bool(self.genes)
 
     @property
+    def given_counts(self) -> dict[Gene, tuple[float, float]] | None:
+        """``counts`` where it is numbers: cases of class 0 and 1 by marker; None where they are counted."""
+        return None if self.counts in ("global", "local") else read_counts(self.counts)
+
+    @property
+    def batch_norm(self) -> bool:
+        """Whether the network normalises over the cases of a batch; SGPNet never does."""
+        by_preset = self.norm == "auto" and self.preset == "reference"
+        return self.model != "sgpnet" and (self.norm == "batch" or by_preset)
+
+    @property
     def path2_modalities(self) -> tuple[Modality, ...]:
         """``path2`` as modalities."""
         return tuple(Modality(name) for name in self.path2.split("+") if name != "none")
@@ -535,6 +602,25 @@ class RunConfig(Frozen):
             A key is unknown or a value is not allowed.
         """
         return checked(cls, _with_underscores(table), place)
+
+
+def read_counts(words: str) -> dict[Gene, tuple[float, float]]:
+    """Return the class counts of ``idh=109/57,atrx=133/33,codel_1p19q=153/13`` by gene.
+
+    Raises
+    ------
+    ValueError
+        A gene is absent, unknown or there twice, or its counts are not two numbers of which one is above 0.
+    """
+    found = {}
+    for part in words.split(","):
+        match = _COUNTS.fullmatch(part)
+        if match is None or match["gene"] not in GENES or match["gene"] in found:
+            raise ValueError(_COUNTS_MEANT)
+        found[Gene(match["gene"])] = (float(match["wild"]), float(match["mutant"]))
+    if set(found) != set(GENES) or not all(max(pair) > 0 for pair in found.values()):
+        raise ValueError(_COUNTS_MEANT)
+    return {gene: found[gene] for gene in GENES}
 
 
 def run_table(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from fedglioma.case import CHANNELS, UNKNOWN
 from fedglioma.data.augment import Augmentation, Draw, apply, apply_to_mask, draw
 from fedglioma.data.prepared import PreparedCase
+from fedglioma.data.window import centre_starts, window
 from fedglioma.errors import ConfigError, DataError
 
 CROP_STREAM = 1
@@ -22,6 +23,7 @@ Masks = Literal["none", "whole", "random"]
 """What stands for the tumour in training: nothing, the expert's whole tumour, or noise as a control."""
 
 HalfVolume = NDArray[np.float16]
+BoolArray = NDArray[np.bool_]
 Label = NDArray[np.int8]
 
 
@@ -96,7 +98,7 @@ class CaseDataset(Dataset[Sample]):
         """
         volume = self._open(index)
         box = tuple(volume.shape[1:]) if self.whole else (self.crop,) * 3
-        starts = tuple((size - edge) // 2 for size, edge in zip(volume.shape[1:], box, strict=True))
+        starts = centre_starts(volume.shape[1:], box)
         mask = None if self.masks == "none" else self._mask(index, volume, starts, box)
         return self._sample(index, crop_at(volume, starts, box), mask)
 
@@ -122,6 +124,27 @@ class CaseDataset(Dataset[Sample]):
             return self._sample(index, image, generator.integers(0, 2, box, dtype=np.int8))
         return self._sample(index, image, apply_to_mask(outcome, self._mask(index, volume, starts, box)))
 
+    def shape(self, index: int) -> tuple[int, ...]:
+        """Return how many voxels the prepared volume has along each axis, whatever the crop.
+
+        Raises
+        ------
+        DataError
+            The prepared volume is gone or damaged.
+        """
+        return self._open(index).shape[1:]
+
+    def outline(self, index: int) -> BoolArray | None:
+        """Return the whole tumour on all voxels of the prepared volume, (D, H, W); None if not outlined.
+
+        Raises
+        ------
+        DataError
+            The prepared volume or its mask is gone or damaged.
+        """
+        labels = self._labels(index, self._open(index))
+        return None if labels is None else labels > 0
+
     def _open(self, index: int) -> HalfVolume:
         """Return the volume on disk, (4, D, H, W), of which only what is cropped will be read."""
         path = self.cases[index].array
@@ -134,16 +157,22 @@ class CaseDataset(Dataset[Sample]):
 
     def _mask(self, index: int, volume: HalfVolume, starts: Sequence[int], box: Sequence[int]) -> Label:
         """Return the whole tumour in a box, 0 outside the volume; ``UNKNOWN`` if not outlined."""
-        path = self.cases[index].mask
-        if path is None:
+        labels = self._labels(index, volume)
+        if labels is None:
             return np.full(box, UNKNOWN, np.int8)
-        labels: NDArray[np.uint8] = _mapped(path, "mask")
-        if labels.shape != volume.shape[1:]:
-            raise DataError(f"{path.name}: not a prepared mask of this case's volume: prepare it again")
-        source, target = _window(labels.shape, starts, box)
+        source, target = window(labels.shape, starts, box)
         cube = np.zeros(box, np.int8)
         cube[target] = labels[source] > 0
         return cube
+
+    def _labels(self, index: int, volume: HalfVolume) -> NDArray[np.uint8] | None:
+        path = self.cases[index].mask
+        if path is None:
+            return None
+        labels: NDArray[np.uint8] = _mapped(path, "mask")
+        if labels.shape != volume.shape[1:]:
+            raise DataError(f"{path.name}: not a prepared mask of this case's volume: prepare it again")
+        return labels
 
     def _sample(self, index: int, image: NDArray[np.float32], mask: Label | None = None) -> Sample:
         case = self.cases[index]
@@ -160,7 +189,7 @@ def crop_at(volume: HalfVolume, starts: Sequence[int], box: Sequence[int]) -> ND
 
     A start is a voxel of the volume, (M, D, H, W); it is negative where the box begins before it.
     """
-    source, target = _window(volume.shape[1:], starts, box)
+    source, target = window(volume.shape[1:], starts, box)
     # Contiguous before the cast: reading in order and converting at once is the fastest of five ways.
     part = np.ascontiguousarray(volume[:, *source]).astype(np.float32)
     if part.shape[1:] == tuple(box):
@@ -168,18 +197,6 @@ def crop_at(volume: HalfVolume, starts: Sequence[int], box: Sequence[int]) -> ND
     cube = np.zeros((len(volume), *box), np.float32)
     cube[:, *target] = part
     return cube
-
-
-def _window(
-    shape: Sequence[int], starts: Sequence[int], box: Sequence[int]
-) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Return where a box that begins at ``starts`` lies in a volume, and that part's place in the box."""
-    source, target = [], []
-    for size, start, edge in zip(shape, starts, box, strict=True):
-        low, high = max(start, 0), min(start + edge, size)
-        source.append(slice(low, high))
-        target.append(slice(low - start, high - start))
-    return tuple(source), tuple(target)
 
 
 def _mapped(path: Path, what: str) -> NDArray[Any]:

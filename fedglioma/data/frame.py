@@ -8,7 +8,7 @@ import torch
 
 from fedglioma.data.cache import HalfArray
 from fedglioma.data.harmonize import Box
-from fedglioma.data.normalize import zscore_in_brain
+from fedglioma.data.normalize import zscore_in_brain, zscore_in_volume
 from fedglioma.data.volume import Affine, FloatArray, Mask
 
 _NEARLY_ZERO: Final = np.finfo(np.float16).smallest_subnormal
@@ -41,11 +41,14 @@ def half_precision(scaled: FloatArray, inside: Mask) -> HalfArray:
     return half
 
 
-def stretched(image: HalfArray, affine: Affine, edge: int) -> tuple[HalfArray, Affine]:
+def stretched(
+    image: HalfArray, affine: Affine, edge: int, *, of_volume: bool = False
+) -> tuple[HalfArray, Affine]:
     """Return images, shape (M, D, H, W), stretched to cubes of an edge, trilinearly, and their affine.
 
     The outer faces stay where they are. What was outside the brain stays 0: the brain itself is stretched
-    by its nearest voxels, and has mean 0 and standard deviation 1 afterwards.
+    by its nearest voxels, and has mean 0 and standard deviation 1 afterwards; with ``of_volume`` the whole
+    cube has that deviation, outside with it.
     """
     whole = torch.from_numpy(image.astype(np.float32))[None]
     size = (edge, edge, edge)
@@ -54,7 +57,8 @@ def stretched(image: HalfArray, affine: Affine, edge: int) -> tuple[HalfArray, A
     result = np.zeros(values.shape, np.float16)
     for channel, (value, brain) in enumerate(zip(values, inside, strict=True)):
         if brain.any():  # standardised once more: a mean of neighbours varies less than they do
-            result[channel] = half_precision(zscore_in_brain(value, brain), brain)
+            scaled = zscore_in_volume(value, brain) if of_volume else zscore_in_brain(value, brain)
+            result[channel] = half_precision(scaled, brain)
     factors = np.array(image.shape[1:]) / edge
     moved = affine @ np.diag([*factors, 1.0])
     moved[:3, 3] += affine[:3, :3] @ ((factors - 1) / 2)

@@ -44,6 +44,32 @@ def zscore_in_brain(array: FloatArray, brain: npt.NDArray[np.bool_]) -> FloatArr
     return scaled
 
 
+def zscore_in_volume(array: FloatArray, brain: npt.NDArray[np.bool_]) -> FloatArray:
+    """Return the volume's z-score over all its voxels, moved by one number so that what is no brain is 0.
+
+    Mean and standard deviation are of the volume with 0 in every voxel outside the brain. Everything after
+    this counts on 0 there, and instance normalisation does not see by how much a whole channel was moved.
+
+    Parameters
+    ----------
+    array : array, shape (X, Y, Z)
+        Not standardised but for a factor; NaN where the modality was not acquired, which counts as 0.
+    brain : array of bool, shape (X, Y, Z)
+
+    Raises
+    ------
+    VolumeError
+        ``constant``: all voxels have one value.
+    """
+    inside = brain & np.isfinite(array)
+    shown = np.where(inside, array, 0)
+    deviation = shown.std(dtype=np.float64)
+    if not deviation > 0:
+        raise VolumeError("constant", "every voxel has one value; export the series again")
+    scaled: FloatArray = (shown / deviation).astype(np.float32)
+    return scaled
+
+
 def brain_percentiles(scaled: FloatArray) -> Landmarks:
     """Return the percentiles that ``scale.py`` asks for, of what ``zscore_in_brain`` gave, not 0 outside.
 

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Final, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from fedglioma.case import CHANNELS, Case, Finding, Frozen, Modality
 from fedglioma.config.run import Preprocessing, RunConfig
@@ -29,7 +29,7 @@ from fedglioma.data.extractor import AUTO
 from fedglioma.data.frame import box_about, cut_out, half_precision, stretched
 from fedglioma.data.harmonize import covering_grid, reference_of, resample, same_grid
 from fedglioma.data.masks import lay_masks
-from fedglioma.data.normalize import brain_percentiles, zscore_in_brain
+from fedglioma.data.normalize import brain_percentiles, zscore_in_brain, zscore_in_volume
 from fedglioma.data.pool import map_cases
 from fedglioma.data.prepared import PreparedCase, Presence
 from fedglioma.data.quality import Region, Sampled, judge, measure
@@ -66,7 +66,7 @@ class PrepareSettings(Frozen):
 
     ``reference`` is what the others are laid over, where it is there. ``whole_head`` keeps a box of
     ``WHOLE_HEAD_MM`` about the brain instead of the brain's own; ``resized`` is the edge in voxels that the
-    brain's box is stretched to, 0 for none.
+    brain's box is stretched to, 0 for none. ``zscore`` is of the brain or of the whole box.
     """
 
     spacing_mm: float = Field(default=1.0, ge=0.5, le=16)
@@ -77,7 +77,14 @@ class PrepareSettings(Frozen):
     reference: Literal["sharpest", "t2"] = "sharpest"
     whole_head: bool = False
     resized: int = Field(default=0, ge=0, le=512)
+    zscore: Literal["brain", "volume"] = "brain"
     version: int = PIPELINE_VERSION
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is as it was before there was a choice: keys of prepared cases stay theirs."""
+        table: dict[str, Any] = dump(self)
+        return {name: value for name, value in table.items() if (name, value) != ("zscore", "brain")}
 
     @classmethod
     def of(cls, run: RunConfig, brain_extractor: str = AUTO) -> Self:
@@ -86,7 +93,7 @@ class PrepareSettings(Frozen):
         Where the brain is stretched to a cube, that is the run's crop, so that a crop is the whole brain.
         """
         preset = PRESETS[run.preprocessing]
-        size = {"resized": run.crop} if "resized" in preset else {}
+        size = {"resized": run.crop, "zscore": run.zscore} if "resized" in preset else {}
         return cls(
             spacing_mm=run.spacing_mm,
             correct_bias=run.bias_correction,
@@ -280,7 +287,8 @@ def prepare_volumes(
         except VolumeError as error:
             raise VolumeError(error.code, f"{modality}: {error.reason}") from None
         samples[modality] = Sampled(raw, values.ravel()[region.sampled], scaled.ravel()[region.sampled], own)
-        image[channel] = half_precision(scaled, inside & np.isfinite(values))
+        final = zscore_in_volume(values, inside) if settings.zscore == "volume" else scaled
+        image[channel] = half_precision(final, inside & np.isfinite(values))
         seen = float(np.isfinite(values[inside]).mean())
         if seen < MIN_COVERAGE:
             message = f"{modality} shows {seen:.0%} of the brain; the rest is taken as average"
@@ -290,7 +298,8 @@ def prepare_volumes(
     remarks += _told(judge(quality, whole_head=bool(brain.doubts)))
     affine = target.affine
     if settings.resized:
-        image, affine = stretched(image, affine, settings.resized)
+        of_volume = settings.zscore == "volume"
+        image, affine = stretched(image, affine, settings.resized, of_volume=of_volume)
     record = Record(
         present=_presence(volumes),
         spacing_mm=settings.spacing_mm,

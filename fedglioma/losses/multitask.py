@@ -12,11 +12,13 @@ from fedglioma.losses.genotype import LMF, LdamInput
 from fedglioma.losses.tasks import Targets, TaskLoss, at_least_float
 
 Weighting = Literal["uncertainty", "fixed"]
+Form = Literal["reference", "kendall"]
 
 INITIAL = (5.0, 6.0, 6.0)
 """Log-variances to start from, in task order."""
-ON_LOSS = 0.5
-"""Factor of the loss in MDPNet's code, where Kendall et al. have 1 for classification, and s / 2."""
+FACTORS: dict[Form, tuple[float, float]] = {"reference": (0.5, 1.0), "kendall": (1.0, 0.5)}
+"""Factors of exp(-s) loss and of s: MDPNet's code, and Kendall et al. for classification."""
+ON_LOSS = FACTORS["reference"][0]
 
 
 class LossSettings(Frozen):
@@ -51,16 +53,17 @@ class LearnedWeight(nn.Module):
     Takes and returns one tensor and has no children, so that per-case gradients of s can be taken.
     """
 
-    def __init__(self, initial: float) -> None:
+    def __init__(self, initial: float, form: Form = "reference") -> None:
         super().__init__()
+        self.on_loss, self.on_s = FACTORS[form]
         self.log_variance = nn.Parameter(torch.tensor([float(initial)]))
 
     def forward(self, loss_and_known: Tensor) -> Tensor:
-        """Return known * (exp(-s) / 2 loss + s), shape (B,), from the columns of (B, 2)."""
+        """Return known * (exp(-s) loss / 2 + s) of the reference, shape (B,), from the columns of (B, 2)."""
         loss, known = loss_and_known.unbind(1)
         s = self.log_variance
         # The mask takes the whole bracket: else a site without labels would push s down for nothing.
-        return known * (ON_LOSS * torch.exp(-s) * loss + s)
+        return known * (self.on_loss * torch.exp(-s) * loss + self.on_s * s)
 
 
 class FixedWeight(nn.Module):
@@ -84,6 +87,9 @@ class GenotypeLoss(TaskLoss):
         Training cases of class 0 and 1 over all sites, known labels only.
     weighting : str
         ``uncertainty`` learns a weight per gene, ``fixed`` gives all genes the same.
+    form : str
+        Of learned weights s and losses L: ``reference``, exp(-s) L / 2 + s, as MDPNet's code has it, or
+        ``kendall``, exp(-s) L + s / 2.
     ldam_input : str
         See ``LMF``.
     max_weight : float, optional
@@ -105,9 +111,12 @@ class GenotypeLoss(TaskLoss):
         weighting: Weighting = "uncertainty",
         ldam_input: LdamInput = "prob",
         *,
+        form: Form = "reference",
         max_weight: float | None = None,
     ) -> None:
         super().__init__()
+        if form not in FACTORS:
+            raise ConfigError(f"loss: form {form!r} is unknown: choose {' or '.join(FACTORS)}")
         if weighting not in ("uncertainty", "fixed"):
             raise ConfigError(f"loss: weighting {weighting!r} is unknown: choose uncertainty or fixed")
         missing = [gene.value for gene in GENES if gene not in counts]
@@ -119,7 +128,7 @@ class GenotypeLoss(TaskLoss):
         for gene, start in zip(GENES, INITIAL, strict=True):
             self.lmf[gene.value] = LMF(counts[gene], ldam_input=ldam_input, max_weight=max_weight)
             learned = weighting == "uncertainty"
-            self.weights[gene.value] = LearnedWeight(start) if learned else FixedWeight()
+            self.weights[gene.value] = LearnedWeight(start, form) if learned else FixedWeight()
 
     def per_task(self, outputs: Mapping[str, Tensor], targets: Targets) -> Tensor:
         """Return the LMF of each case and gene, before the genes are weighed, shape (B, 3).

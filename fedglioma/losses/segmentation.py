@@ -69,7 +69,7 @@ def voxel_cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(log_odds, outline, reduction="none").mean(1) * known
 
 
-def dynamic_balance(first: Tensor, second: Tensor) -> Tensor:
+def dynamic_balance(first: Tensor, second: Tensor, *, detach: bool = False) -> Tensor:
     """Return first + k second with k = second / (first + second), each case by itself, shape (B,).
 
     Equation 9 of SGPNet to the letter: k is differentiated, too. The worse the second loss is beside the
@@ -80,8 +80,11 @@ def dynamic_balance(first: Tensor, second: Tensor) -> Tensor:
     ----------
     first, second : Tensor, shape (B,)
         Losses, not negative.
+    detach : bool
+        Take k as a number: the gradient is then 1 of the first and r of the second.
     """
-    return first + second / (first + second + BALANCE_EPS) * second
+    k = second / (first + second + BALANCE_EPS)
+    return first + (k.detach() if detach else k) * second
 
 
 class SegmentationLoss(TaskLoss):
@@ -107,6 +110,8 @@ class SGPLoss(TaskLoss):
     targets : str
         The experiment: ``both``; ``idh`` or ``seg`` alone; ``random``, which is ``both`` on outlines of noise
         that the caller draws.
+    detach_k : bool
+        See ``dynamic_balance``.
 
     Raises
     ------
@@ -114,8 +119,9 @@ class SGPLoss(TaskLoss):
         There is no such experiment.
     """
 
-    def __init__(self, targets: LearnedTargets = "both") -> None:
+    def __init__(self, targets: LearnedTargets = "both", *, detach_k: bool = False) -> None:
         super().__init__()
+        self.detach_k = detach_k
         if targets not in TASKS_OF:
             raise ConfigError(f"loss: targets {targets!r} is unknown: choose {', '.join(TASKS_OF)}")
         self.tasks = TASKS_OF[targets]
@@ -135,7 +141,7 @@ class SGPLoss(TaskLoss):
         losses = self.per_task(outputs, targets)
         if len(self.tasks) == 1:
             return losses[:, 0]
-        return dynamic_balance(losses[:, 0], losses[:, 1])
+        return dynamic_balance(losses[:, 0], losses[:, 1], detach=self.detach_k)
 
 
 def _idh_cross_entropy(logits: Tensor, targets: Targets) -> Tensor:

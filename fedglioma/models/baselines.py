@@ -88,6 +88,17 @@ def published_width(name: str) -> int:
     return _form(name).published_width
 
 
+def coarsest(name: str, crop: Sequence[int]) -> int:
+    """Return how many voxels of a case of D, H, W voxels the coarsest normalisation layer sees.
+
+    Raises
+    ------
+    ConfigError
+        There is no baseline of that name.
+    """
+    return math.prod(_form(name).coarsest(axis) for axis in crop)
+
+
 def check_crop(name: str, crop: Sequence[int], norm: BaselineNorm = "group") -> None:
     """Check that a baseline takes crops of D, H, W voxels, without building it.
 
@@ -147,7 +158,7 @@ class Baseline(nn.Module):
         fault = _crop_fault(name, size[2:], self.config.norm)
         if fault is not None:
             raise DataError(f"image of {_sizes(size[2:])} voxels: {fault}")
-        if self.config.norm == "batch" and self.training and size[0] * _coarsest(name, size[2:]) == 1:
+        if self.config.norm == "batch" and self.training and size[0] * coarsest(name, size[2:]) == 1:
             raise ConfigError(
                 f"{name}: norm batch cannot train on one case of {_sizes(size[2:])} voxels: "
                 "use a larger crop, a larger batch, or norm group"
@@ -235,11 +246,6 @@ def _default_width(known: dict[str, Any]) -> int:
     return _form(known["name"]).published_width if "name" in known else 1
 
 
-def _coarsest(name: str, crop: Sequence[int]) -> int:
-    """Return how many voxels of a case the coarsest normalisation layer sees."""
-    return math.prod(_form(name).coarsest(axis) for axis in crop)
-
-
 def _crop_fault(name: str, crop: Sequence[int], norm: str) -> str | None:
     form = _form(name)
     if len(crop) != 3:
@@ -248,7 +254,7 @@ def _crop_fault(name: str, crop: Sequence[int], norm: str) -> str | None:
         return f"{name} needs every axis to be a multiple of {form.multiple}"
     if min(crop) < form.smallest:
         return f"{name} needs every axis to be {form.smallest} or more"
-    if norm == "instance" and _coarsest(name, crop) == 1:
+    if norm == "instance" and coarsest(name, crop) == 1:
         return f"{name} with norm instance has one voxel left in its coarsest layer: use a larger crop"
     return None
 

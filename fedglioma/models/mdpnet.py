@@ -11,6 +11,7 @@ What is unusual in this network:
 
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Literal, Self
 
 import torch
@@ -82,6 +83,12 @@ class MDPNetConfig(Frozen):
                 attn_drop=0.1,
             )
         raise ConfigError(f"mdpnet: preset {name!r} is unknown: choose recommended or reference")
+
+    def coarsest(self, crop: Sequence[int]) -> int:
+        """Return how many voxels of a case of D, H, W voxels the coarsest normalisation layer sees."""
+        used = self.attention if self.path2 else self.attention.split("+")[0]
+        stride = RESNET_STRIDE if "rda" in used else 8
+        return math.prod(math.ceil(axis / stride) for axis in crop)
 
     @field_validator("path2", "guide")
     @classmethod
@@ -217,17 +224,11 @@ class MDPNet(nn.Module):
             raise DataError(
                 f"image of shape {size}: mdpnet needs (B, {channels}, D, H, W), every axis {MIN_CROP} or more"
             )
-        if self.config.norm == "batch" and self.training and self._deepest(size) == 1:
+        if self.config.norm == "batch" and self.training and size[0] * self.config.coarsest(size[2:]) == 1:
             raise ConfigError(
                 f"mdpnet: norm batch cannot train on one case of {size[2:]} voxels: "
                 "use a larger crop, a larger batch, or norm group"
             )
-
-    def _deepest(self, size: tuple[int, ...]) -> int:
-        """Return how many values a channel of the coarsest layer has."""
-        used = self.config.attention if self.path2 else self.config.attention.split("+")[0]
-        stride = RESNET_STRIDE if "rda" in used else 8
-        return size[0] * math.prod(math.ceil(axis / stride) for axis in size[2:])
 
 
 def _trunk(config: MDPNetConfig) -> nn.Sequential:

@@ -24,6 +24,7 @@ from fedglioma.data.prepare import PIPELINE_VERSION, NonePrepared, PrepareSettin
 from fedglioma.data.smallfile import read_small
 from fedglioma.data.standardize import on_scale
 from fedglioma.data.volume import Affine
+from fedglioma.data.window import centre_starts
 from fedglioma.errors import ConfigError, DataError, ProtocolError
 from fedglioma.scale import Scale
 from fedglioma.training.inference import Outputs, Reader
@@ -235,7 +236,6 @@ class Prepare:
 
 def _of_crop(affine: Affine, whole: Sequence[int], box: Sequence[int]) -> Affine:
     """Return the affine of a centred box, which begins where ``CaseDataset`` begins to cut."""
-    starts = [(size - edge) // 2 for size, edge in zip(whole, box, strict=True)]
     moved: Affine = affine.copy()
-    moved[:3, 3] += affine[:3, :3] @ np.array(starts)
+    moved[:3, 3] += affine[:3, :3] @ np.array(centre_starts(whole, box))
     return moved

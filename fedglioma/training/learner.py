@@ -89,19 +89,25 @@ def switches_of(settings: RunConfig) -> Switches:
         attention=settings.attention,
         guide=settings.guide_genes,
         targets=settings.targets,
+        norm=settings.norm,
+        guide_mode=settings.guide_mode,
+        guide_detach=settings.guide_detach,
+        head_act=settings.head_act,
+        head_1x1=settings.head_1x1,
     )
 
 
 def _loss(settings: RunConfig, class_counts: ClassCounts) -> TaskLoss:
     if settings.model == "sgpnet":
-        return SGPLoss(settings.targets)
+        return SGPLoss(settings.targets, detach_k=settings.detach_k)
     if settings.model in SEGMENTERS:
         return SegmentationLoss()
     switches = loss_preset(settings.preset)
     return GenotypeLoss(
         class_counts,
         weighting=settings.task_weighting,
-        ldam_input=switches.ldam_input,
+        form=settings.weighting_form,
+        ldam_input=switches.ldam_input if settings.ldam_input == "auto" else settings.ldam_input,
         max_weight=LOCAL_WEIGHT_CAP if settings.counts == "local" else None,
     )
 

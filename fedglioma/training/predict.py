@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedglioma.case import GENES, UNKNOWN, Task
-from fedglioma.data.dataset import Sample
+from fedglioma.data.dataset import CaseDataset, Sample
+from fedglioma.data.window import put_back
 from fedglioma.losses.tasks import Targets, TaskLoss
 from fedglioma.metrics.segmentation import dice
 from fedglioma.training.inference import Reader
 
 FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Scores:
         return self.logits.softmax(2)[..., 1]
 
 
-Seen = Callable[[int, Tensor], None]
-"""Told of each case's segmentation: its place among the cases, and the tumour, bool, (D, H, W)."""
+Seen = Callable[[int, BoolArray, BoolArray | None], None]
+"""Told of each case's place, of the tumour as it was found and as it was outlined, both (D, H, W)."""
 
 
 @torch.no_grad()
@@ -51,6 +53,7 @@ def predict(
     loss: TaskLoss | None = None,
     reader: Reader | None = None,
     done: Callable[[int], None] | None = None,
+    measured_in: CaseDataset | None = None,
     seen: Seen | None = None,
 ) -> Scores:
     """Return the model's outputs for every case; ``done`` is told how many are through.
@@ -61,6 +64,9 @@ def predict(
         Without it ``losses`` has no columns.
     reader : Reader, optional
         How a case is read; by default in one piece, as it comes.
+    measured_in : CaseDataset, optional
+        The cases behind the batches. Tumours are then put back into their whole volumes and compared with
+        all that was outlined there; without it, with the masks of the batches.
     seen : callable, optional
         See ``Seen``.
     """
@@ -76,7 +82,7 @@ def predict(
                 torch.stack([_of_gene(outputs, gene.value, len(batch.genotype)) for gene in GENES], dim=1),
                 batch.genotype,
                 _losses(loss, outputs, batch),
-                _overlaps(outputs.get(Task.SEGMENTATION), batch.mask, len(batch.genotype), count, seen),
+                _overlaps(outputs.get(Task.SEGMENTATION), batch, count, measured_in, seen),
             )
         )
         count += len(batch.genotype)
@@ -99,19 +105,29 @@ def _losses(loss: TaskLoss | None, outputs: dict[str, Tensor], batch: Sample) ->
 
 
 def _overlaps(
-    logits: Tensor | None, mask: Tensor | None, cases: int, first: int, seen: Seen | None
+    logits: Tensor | None, batch: Sample, first: int, dataset: CaseDataset | None, seen: Seen | None
 ) -> FloatArray:
+    values = np.full(len(batch.genotype), np.nan)
     if logits is None:
-        return np.full(cases, np.nan)
-    found = logits.argmax(1) == 1
-    values = []
-    for place, tumour in enumerate(found):
+        return values
+    for place, tumour in enumerate((logits.argmax(1) == 1).numpy()):
+        if dataset is None:
+            found, expert = tumour, _in_batch(batch, place)
+        else:
+            found = put_back(tumour, dataset.shape(first + place))
+            expert = dataset.outline(first + place)
         if seen is not None:
-            seen(first + place, tumour)
-        known = mask is not None and int(mask[place].flatten()[0]) != UNKNOWN
-        overlap = dice(tumour.numpy(), (mask[place] == 1).numpy()) if known and mask is not None else None
-        values.append(np.nan if overlap is None else overlap)
-    return np.array(values)
+            seen(first + place, found, expert)
+        overlap = None if expert is None else dice(found, expert)
+        values[place] = np.nan if overlap is None else overlap
+    return values
+
+
+def _in_batch(batch: Sample, place: int) -> BoolArray | None:
+    if batch.mask is None or int(batch.mask[place].flatten()[0]) == UNKNOWN:
+        return None
+    outlined: BoolArray = (batch.mask[place] == 1).numpy()
+    return outlined
 
 
 def _joined(parts: list[Scores], tasks: int) -> Scores:

@@ -18,6 +18,7 @@ import torch
 
 from fedglioma.case import CHANNELS, GENES, Gene
 from fedglioma.config.run import RunConfig
+from fedglioma.data.prepare import PIPELINE_VERSION
 from fedglioma.data.smallfile import read_small
 from fedglioma.errors import ConfigError, ProtocolError
 from fedglioma.privacy.accounting import Spent
@@ -62,7 +63,8 @@ class Released(NamedTuple):
 
 
 _DECIDES_WEIGHTS = (
-    *("model", "preset", "width", "crop", "path2", "attention", "guide", "targets", "strategy"),
+    *("model", "preset", "norm", "width", "crop", "path2", "attention", "guide", "head_1x1", "targets"),
+    "strategy",
     "task_weighting",
 )
 """Settings that decide which weights there are."""
@@ -195,6 +197,29 @@ def networks_apart(there: RunConfig, here: RunConfig) -> str | None:
         if getattr(there, name) != getattr(here, name)
     ]
     return ", ".join(apart) or "other layers"
+
+
+def taken_scale(folder: Path, settings: RunConfig) -> Scale | None:
+    """Return the intensity scale on which a run goes on that starts from a released model.
+
+    It is the model's own: its weights know images on that scale, and the sites are asked nothing for another.
+    None where the sites agree on one of their own: the model knows none, or images were prepared otherwise.
+
+    Raises
+    ------
+    ProtocolError
+        The folder does not hold a model of fedglioma.
+    """
+    config = read_config(folder)
+    there, _, scale = _described(config, folder)
+    fits = same_intensities(there, settings) and config.get("pipeline") in (None, PIPELINE_VERSION)
+    return scale if fits else None
+
+
+def same_intensities(there: RunConfig, here: RunConfig) -> bool:
+    """Whether images of two runs can lie on one common scale: prepared alike up to it."""
+    alike = (there.preprocessing, there.bias_correction) == (here.preprocessing, here.bias_correction)
+    return alike and there.common_scale and here.common_scale
 
 
 def take_over(folder: Path, learner: Learner) -> None:

@@ -32,6 +32,9 @@ TARGETS: dict[str, str] = {
 }
 
 
+_OTHER_SWITCHES = ("norm", "guide_mode", "guide_detach", "head_act", "head_1x1")
+
+
 def network_text(record: RunRecord) -> str:
     """Return which network it is, with the switches that are not the default."""
     settings = record.settings
@@ -40,6 +43,12 @@ def network_text(record: RunRecord) -> str:
         switches.insert(0, f"{settings.preset} preset")
     if settings.model == "mdpnet":
         switches += [f"{name} {getattr(settings, name)}" for name in ("path2", "attention", "guide")]
+    fields = type(settings).model_fields
+    switches += [
+        f"{name} {getattr(settings, name)}"
+        for name in _OTHER_SWITCHES
+        if getattr(settings, name) != fields[name].default
+    ]
     return (
         f"A {record.parameters:,}-parameter {TITLES[settings.model]} ({', '.join(switches)}): "
         f"{FORMS[settings.model]}. It {what_it_reads(settings)} from brain MRI.{TARGETS[settings.targets]}"
@@ -70,7 +79,8 @@ def intensities_text(record: RunRecord) -> str:
     """Return what was done to intensities."""
     corrected = "bias-corrected (N4) and " if PrepareSettings.of(record.settings).correct_bias else ""
     if record.scale is None:
-        return f"Each volume is {corrected}z-scored inside the brain."
+        inside = "over the whole box" if record.settings.zscore == "volume" else "inside the brain"
+        return f"Each volume is {corrected}z-scored {inside}."
     behind = ", ".join(
         f"{modality} {record.scale.cases[modality]} cases of {record.scale.sites[modality]} sites"
         for modality in CHANNELS
@@ -140,12 +150,20 @@ def _choice(chosen: RoundRecord) -> str:
     )
 
 
+def _taken(record: RunRecord) -> str:
+    return "the intensity scale is that model's, " if record.scale_from_model else ""
+
+
+def _counted(record: RunRecord) -> str:
+    return "of this run's sites" if record.settings.given_counts is None else "as `counts` says"
+
+
 def _circumstances(record: RunRecord, rounds_done: int) -> Sequence[str]:
     settings, said = record.settings, []
     if record.initial_digest is not None:
         said.append(
             f"It started from another released model (weights {record.initial_digest[:12]}), so that model's "
-            "training patients count as this one's."
+            f"training patients count as this one's; {_taken(record)}class counts are {_counted(record)}."
         )
     if record.division is not None:
         said.append(

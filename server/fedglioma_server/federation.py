@@ -171,6 +171,10 @@ def _record_sites(
         agreed = _agreed(kept, replies)
         scale, doubts = agreed.scale, list(agreed.doubts)
         _tell_of_scale(coordinator, agreed)
+    elif kept.scale_from_model and scale is not None:
+        logger.info("intensity scale %s of the model that the run started from", scale.id[:12])
+    elif coordinator.initial is not None and kept.settings.common_scale:
+        logger.warning("the model that the run starts from knows images on another intensity scale")
     suppressed = sum(
         cell is None
         for reply in replies
@@ -199,6 +203,9 @@ def _tell_of_noise(record: RunRecord) -> None:
 
 
 def _class_counts(kept: RunRecord, replies: list[StatisticsReply]) -> dict[Gene, tuple[float, float]]:
+    given = kept.settings.given_counts
+    if given is not None:
+        return given
     if kept.pooled is not None:
         return {gene: cells[:2] for gene, cells in kept.pooled.labels.items()}
     return global_counts([(reply.labels, reply.small_cell_limit) for reply in replies])

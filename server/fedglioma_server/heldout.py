@@ -223,6 +223,7 @@ class HeldOut:
             device=self.device,
             loss=self.learner.loss,
             reader=Reader.of(settings),
+            measured_in=self.dataset,
         )
         patients = [prepared.case.patient for prepared in self.dataset.cases]
         return measure(scores, self.learner.tasks, settings, patients)

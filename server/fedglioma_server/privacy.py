@@ -251,8 +251,8 @@ def _counts(settings: RunConfig) -> str:
 
 
 def _landmarks(record: RunRecord) -> list[str]:
-    """Return what is said of intensities and who adds noise to it; nothing without a common scale."""
-    if not record.settings.common_scale:
+    """Return what is said of intensities and who adds noise to it; nothing where no site was asked."""
+    if not record.settings.common_scale or record.scale_from_model:
         return []
     masked = ", under masks as the counts" if record.settings.secure_statistics else ""
     noisy = [

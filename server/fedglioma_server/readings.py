@@ -10,7 +10,7 @@ from fedglioma.config.run import RunConfig
 from fedglioma.data.dataset import CaseDataset
 from fedglioma.data.loader import eval_batches
 from fedglioma.data.prepared import PreparedCase
-from fedglioma.metrics.predictions import TUMOUR_COLUMNS, FloatArray, Predictions
+from fedglioma.metrics.predictions import TUMOUR_COLUMNS, BoolArray, FloatArray, Predictions
 from fedglioma.metrics.segmentation import hd95_mm, volume_ml
 from fedglioma.training.inference import Reader
 from fedglioma.training.learner import Learner
@@ -41,25 +41,26 @@ def predictions_of(
 ) -> Predictions:
     """Return a model's predictions for prepared cases on the model's intensity scale.
 
-    Dice and distances of tumours are measured on the prepared grid, as the papers do.
+    Dice, distances and volumes of tumours are measured on the whole prepared grid, as the papers do, however
+    much of it the network is shown: what was outlined outside its crop counts as not found.
     """
     dataset = held_out_set(cases, settings)
     figures: FloatArray = np.full((len(cases), len(TUMOUR_COLUMNS)), np.nan)
 
-    def measure(place: int, tumour: torch.Tensor) -> None:
-        spacing, found = cases[place].spacing_mm, tumour.numpy()
-        outlined = dataset[place].mask
+    def measure(place: int, found: BoolArray, outlined: BoolArray | None) -> None:
+        spacing = cases[place].spacing_mm
         figures[place, 2] = volume_ml(found, spacing)
-        if outlined is not None and int(outlined.flatten()[0]) >= 0:
-            distance = hd95_mm(found, outlined.numpy() == 1, spacing)
+        if outlined is not None:
+            distance = hd95_mm(found, outlined, spacing)
             figures[place, 1] = np.nan if distance is None else distance
-            figures[place, 3] = volume_ml(outlined.numpy() == 1, spacing)
+            figures[place, 3] = volume_ml(outlined, spacing)
 
     scores = predict(
         learner.model,
         eval_batches(dataset, batch_size=batch_size(settings)),
         device=device,
         reader=Reader.of(settings),
+        measured_in=dataset,
         seen=measure,
     )
     figures[:, 0] = scores.dice

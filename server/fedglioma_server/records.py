@@ -131,7 +131,9 @@ class RunRecord(Record):
         default=[], description="hospitals of a simulation without settings of their own: limits begin anew"
     )
     class_counts: dict[Gene, tuple[float, float]] = Field(
-        default={}, description="training counts behind the loss margins, suppressed cells estimated"
+        default={},
+        description="training counts behind the loss margins, suppressed cells estimated; of this run's "
+        "sites also where it started from a model",
     )
     suppressed_cells: int = 0
     pooled: Pooled | None = Field(
@@ -141,6 +143,10 @@ class RunRecord(Record):
         default=None, description="the consortium's intensities; None: each case on its own scale"
     )
     scale_id: str | None = Field(default=None, description="sha256 over the scale's landmarks")
+    scale_from_model: bool = Field(
+        default=False,
+        description="whether the scale is that of the model that the run started from; false: of its sites",
+    )
     scale_doubts: list[ScaleDoubt] = []
     linkage: Linkage | None = Field(
         default=None, description="patients at two sites; None: the run did not look for them"

@@ -11,6 +11,11 @@ from fedglioma_server.report_tables import Cell, Row, Table
 
 def lead(run: RunRecord) -> str:
     """Return how intensities were made comparable, in a sentence."""
+    if run.scale is not None and run.scale_from_model:
+        return (
+            f"Intensities of all hospitals lie on the scale ({run.scale.id[:12]}) of the model that the run "
+            "started from."
+        )
     if run.scale is not None:
         return f"Intensities of all hospitals lie on one scale ({run.scale.id[:12]})."
     if run.settings.common_scale:
@@ -41,6 +46,8 @@ def scale_table(run: RunRecord, scale: Scale) -> Table:
 
 def _remarks(run: RunRecord, scale: Scale) -> list[str]:
     said = []
+    if run.scale_from_model:
+        said.append("It is that of the model that the run started from, and so are the hospitals behind it.")
     if any(not sites for sites in scale.sites.values()):
         said.append(
             f"Grey: no hospital has {FEWEST_CASES} cases of the sequence; its landmarks are the usual ones."

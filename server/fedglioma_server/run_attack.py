@@ -154,7 +154,7 @@ def shadow_trainer(settings: RunConfig, rounds: int, device: torch.device) -> Tr
 
     def train(cases: Sequence[PreparedCase], seed: int) -> Learner:
         own = settings.model_copy(update={"seed": seed, "strategy": "fedavg", "compile": False})
-        learner = initial_learner(own, _class_counts(cases)).to(device)
+        learner = initial_learner(own, own.given_counts or _class_counts(cases)).to(device)
         for number in range(1, rounds + 1):
             train_locally(learner, LocalWork(own, cases, "shadow", number), device)
         return learner

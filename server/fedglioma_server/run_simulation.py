@@ -18,7 +18,7 @@ from fedglioma.data.folds import Division, check_division
 from fedglioma.data.manifest import patient_key
 from fedglioma.data.synthetic_cohort import synthesize
 from fedglioma.errors import ConfigError
-from fedglioma.training.released import require_same_network
+from fedglioma.training.released import require_same_network, taken_scale
 from fedglioma_server import simulate
 from fedglioma_server.device import usable_device
 from fedglioma_server.gather import Gathering, SiteDefaults, gather, settings_files
@@ -29,6 +29,7 @@ from fedglioma_server.run_synthesis import names_of
 from fedglioma_server.runfolder import RunFolder
 from fedglioma_server.samerun import command_line, require_same_settings
 from fedglioma_server.spending import with_noise
+from fedglioma_server.trainable import require_trainable
 
 RUNS = Path("runs")
 FIELD_OF_VIEW_MM = 176.0
@@ -71,7 +72,10 @@ class Request:
     def settings(self) -> RunConfig:
         """Return the run's settings; a synthetic cohort brings defaults of its own size."""
         defaults = {} if self.synthetic is None else synthetic_settings(self.synthetic_size)
-        return with_noise(resolve_settings(self.given, self.config, defaults))
+        settings = resolve_settings(self.given, self.config, defaults)
+        private = settings.privacy == "site"
+        goes_on = private and self.initial is not None and taken_scale(self.initial, settings) is not None
+        return with_noise(settings, landmarks=not goes_on)
 
     def engine_name(self) -> simulate.Engine:
         """Return the engine.
@@ -215,7 +219,7 @@ def _simulation(request: Request, folder: RunFolder, gathering: Gathering) -> si
     settings = request.settings()
     _require_enough(settings, len(gathering.hospitals))
     cache = request.cache or folder.path.parent / "cache"
-    return simulate.Simulation(
+    simulation = simulate.Simulation(
         settings=settings,
         gathering=gathering,
         folder=folder,
@@ -228,6 +232,8 @@ def _simulation(request: Request, folder: RunFolder, gathering: Gathering) -> si
         division=_division(request, gathering),
         initial=request.initial,
     )
+    require_trainable(simulation)
+    return simulation
 
 
 def _require_enough(settings: RunConfig, sites: int) -> None:

@@ -19,7 +19,13 @@ from fedglioma_server.samerun import command_line
 from fedglioma_server.study_cells import Cell
 from fedglioma_server.study_file import Study, read_study
 from fedglioma_server.study_report import summary_text, write_study_report
-from fedglioma_server.study_run import StudyRun, prepare_study, require_same_study, run_study
+from fedglioma_server.study_run import (
+    StudyRun,
+    prepare_study,
+    require_same_study,
+    require_trainable_study,
+    run_study,
+)
 from fedglioma_server.study_table import RESULTS
 
 STUDIES = Path("studies")
@@ -44,6 +50,7 @@ def run(request: Request, path: Path, size: str | None, jobs: int = 1) -> Result
 
 def _run(request: Request, study: Study, out: Path, jobs: int) -> Result:
     asked = replace(_study_run(request, study, out, out), jobs=jobs)
+    require_trainable_study(asked)
     require_same_study(asked)
     with progress("prepare", unit="cases") as shown:
         prepared = prepare_study(asked, shown)
@@ -71,6 +78,7 @@ def dry(request: Request, path: Path, size: str | None) -> tuple[dict[str, Any],
     study = read_study(path, size)
     with scratch() as folder:
         prepared = _study_run(request, study, request.out or STUDIES / path.stem, folder)
+        require_trainable_study(prepared)
         cells = prepared.cells
     lines = [
         f"dry run: nothing is trained; {study.title} ({study.size} size)",

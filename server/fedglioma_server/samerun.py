@@ -79,7 +79,10 @@ def require_same_settings(folder: RunFolder, asked: RunConfig) -> None:
 
 def other_run(folder: RunFolder, holds: str, asked: str) -> OtherRun:
     """Return the refusal to continue another run."""
-    return OtherRun(f"{folder.path}: holds a run with {holds}, {asked} asked for; name another --out")
+    instead = "name another --out"
+    if not any(line.round > 0 for line in folder.rounds()):
+        instead = f"no round of it is complete: remove the folder, or {instead}"
+    return OtherRun(f"{folder.path}: holds a run with {holds}, {asked} asked for; {instead}")
 
 
 def command_line() -> str:

@@ -25,7 +25,7 @@ from fedglioma.errors import ConfigError, DataError
 from fedglioma.machine import usable_cores
 from fedglioma.payload import packed_bytes
 from fedglioma.training.learner import layout_of, parameter_count
-from fedglioma.training.released import model_digest, model_spent
+from fedglioma.training.released import model_digest, model_spent, taken_scale
 from fedglioma_server.app import make_app
 from fedglioma_server.gather import Gathering, summarise, write_findings
 from fedglioma_server.inline import run_inline
@@ -194,7 +194,8 @@ def _record(
     for split, items in by_split.items():
         for site, number in Counter(item.case.site for item in items).items():
             splits[site] = splits[site].model_copy(update={split.value: number})
-    gathering = simulation.gathering
+    gathering, initial = simulation.gathering, simulation.initial
+    scale = None if initial is None else taken_scale(initial, simulation.settings)
     return new_record(
         simulation.folder,
         simulation.settings,
@@ -214,8 +215,11 @@ def _record(
             "made_up_sites": [h.config.site for h in simulation.gathering.hospitals if not h.described],
             "division": None if simulation.division is None else simulation.division.name,
             "division_digest": _division_digest(simulation),
-            "initial_digest": None if simulation.initial is None else model_digest(simulation.initial),
-            "initial_spent": None if simulation.initial is None else model_spent(simulation.initial),
+            "initial_digest": None if initial is None else model_digest(initial),
+            "initial_spent": None if initial is None else model_spent(initial),
+            "scale": scale,
+            "scale_id": None if scale is None else scale.id,
+            "scale_from_model": scale is not None,
         }
     )
 

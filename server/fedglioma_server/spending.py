@@ -19,10 +19,10 @@ NOTHING_SPENT = frozenset({"policy", "budget", "idle", "not_connected", "not_mas
 
 
 @lru_cache(maxsize=64)
-def with_noise(settings: RunConfig) -> RunConfig:
+def with_noise(settings: RunConfig, *, landmarks: bool = True) -> RunConfig:
     """Return settings whose ``noise_multiplier`` is set: the least, to four digits, that keeps the target.
 
-    Unchanged where it is given, and without privacy.
+    Unchanged where it is given, and without privacy. ``landmarks`` as for ``mechanisms``.
 
     Raises
     ------
@@ -32,7 +32,8 @@ def with_noise(settings: RunConfig) -> RunConfig:
     if settings.privacy == "none":
         return settings
     target, given = settings.target_epsilon, settings.noise_multiplier
-    if given and target and (spent := epsilon_after(settings, settings.rounds)) > target:
+    spent = epsilon_after(settings, settings.rounds, landmarks=landmarks) if given and target else 0.0
+    if spent > target:
         raise ConfigError(
             f"noise_multiplier {given:g}: spends epsilon {spent:.3g} over the run, target_epsilon is "
             f"{target:g}; leave one of the two out"
@@ -41,7 +42,8 @@ def with_noise(settings: RunConfig) -> RunConfig:
         return settings
     rate, steps = _sums(settings, settings.rounds)
     try:
-        noise = noise_for(target, settings.delta, rate, steps, settings.accountant, besides=_told(settings))
+        besides = _told(settings, landmarks)
+        noise = noise_for(target, settings.delta, rate, steps, settings.accountant, besides=besides)
     except PrivacyError as error:
         lower = "counts_epsilon, rounds or sampling_rate" if settings.privacy == "site" else "rounds"
         raise ConfigError(f"{error} (here: {lower})") from None
@@ -64,29 +66,37 @@ def _sums(settings: RunConfig, rounds: int) -> tuple[float, int]:
     return settings.sampling_rate, rounds * settings.steps_per_round
 
 
-def _told(settings: RunConfig) -> list[Mechanism]:
+def _told(settings: RunConfig, landmarks: bool) -> list[Mechanism]:
     """Return the noise on counts and intensity landmarks, which are told before the first round."""
     if settings.privacy != "site":
         return []
-    deltas = [settings.delta, *([DELTA] if settings.common_scale else [])]
+    deltas = [settings.delta, *([DELTA] if settings.common_scale and landmarks else [])]
     noises = [gaussian_equivalent(settings.counts_epsilon, delta) for delta in deltas]
     return [Mechanism(noise_multiplier=noise, sampling_rate=1.0, steps=1) for noise in noises]
 
 
-def mechanisms(settings: RunConfig, rounds: int) -> list[Mechanism]:
-    """Return what so many rounds of a run do to a unit's privacy; empty without privacy."""
+def mechanisms(settings: RunConfig, rounds: int, *, landmarks: bool = True) -> list[Mechanism]:
+    """Return what so many rounds of a run do to a unit's privacy; empty without privacy.
+
+    ``landmarks`` says whether a run with a common intensity scale asks the sites for it: not where it goes on
+    on the scale of the model that it starts from.
+    """
     if settings.privacy == "none":
         return []
     rate, steps = _sums(settings, rounds)
     if not steps:
-        return _told(settings)
+        return _told(settings, landmarks)
     trained = Mechanism(noise_multiplier=settings.noise_multiplier, sampling_rate=rate, steps=steps)
-    return [*_told(settings), trained]
+    return [*_told(settings, landmarks), trained]
 
 
-def epsilon_after(settings: RunConfig, rounds: int) -> float:
-    """Return epsilon, at the run's delta, of a unit whose site took part in so many rounds."""
-    return epsilon_of(mechanisms(settings, rounds), settings.delta, settings.accountant)
+def epsilon_after(settings: RunConfig, rounds: int, *, landmarks: bool = True) -> float:
+    """Return epsilon, at the run's delta, of a unit whose site took part in so many rounds.
+
+    ``landmarks`` as for ``mechanisms``.
+    """
+    told = mechanisms(settings, rounds, landmarks=landmarks)
+    return epsilon_of(told, settings.delta, settings.accountant)
 
 
 def spent_of(record: RunRecord, rounds: Sequence[RoundRecord]) -> Spent | None:
@@ -105,7 +115,8 @@ def spent_of(record: RunRecord, rounds: Sequence[RoundRecord]) -> Spent | None:
             return None
         before = record.initial_spent.mechanisms
     most = max(_heard(settings, [line.sites for line in rounds]).values(), default=0)
-    return Spent(unit=unit, mechanisms=(*before, *mechanisms(settings, most)))
+    own = mechanisms(settings, most, landmarks=not record.scale_from_model)
+    return Spent(unit=unit, mechanisms=(*before, *own))
 
 
 def spent_by_site(record: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str, float]:
@@ -124,7 +135,8 @@ def _epsilon_after(record: RunRecord, rounds: int) -> float:
     """Return what so many rounds of a run spent, after what its first weights had."""
     settings = record.settings
     before = () if record.initial_spent is None else record.initial_spent.mechanisms
-    return epsilon_of((*before, *mechanisms(settings, rounds)), settings.delta, settings.accountant)
+    own = mechanisms(settings, rounds, landmarks=not record.scale_from_model)
+    return epsilon_of((*before, *own), settings.delta, settings.accountant)
 
 
 def _heard(settings: RunConfig, rounds: Sequence[Mapping[str, SiteRound]]) -> dict[str, int]:

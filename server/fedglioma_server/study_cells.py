@@ -1,12 +1,12 @@
 """A study expanded into cells: one run each, of an arm, a protocol, a fold, a seed and, alone, a hospital."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedglioma.case import Case, Gene, Task
-from fedglioma.config.privacy import idle_settings
+from fedglioma.config.effect import idle_settings, require_effect
 from fedglioma.config.run import RunConfig
 from fedglioma.data.foldfile import read_division
 from fedglioma.data.folds import (
@@ -19,7 +19,7 @@ from fedglioma.data.folds import (
 from fedglioma.data.prepare import PrepareSettings
 from fedglioma.data.split import assign_split
 from fedglioma.errors import ConfigError
-from fedglioma.training.released import networks_apart
+from fedglioma.training.released import networks_apart, same_intensities
 from fedglioma_server.spending import with_noise
 from fedglioma_server.study_alone import OWN_MODELS, seen_alone
 from fedglioma_server.study_file import MOST_CELLS, Arm, Protocol, Study, answers
@@ -32,7 +32,7 @@ FINETUNE_SHARE = 10
 ALONE: dict[str, Any] = {"strategy": "fedavg", "quorum": 1}
 DICE = "segmentation.dice"
 _DECIDES_NOISE = ("privacy", "target_epsilon", "noise_multiplier")
-_DECIDES_IMAGES = ("preprocessing", "spacing_mm", "bias_correction", "crop")
+_DECIDES_IMAGES = ("preprocessing", "spacing_mm", "bias_correction", "zscore", "crop")
 """Settings that decide how images are prepared; the crop where the brain is stretched to it."""
 
 
@@ -196,8 +196,8 @@ def _finetuned(study: Study, written: RunConfig, shared: RunConfig, place: str) 
         written = written.model_copy(update={"privacy": changes["privacy"]})
         fields = RunConfig.model_fields
         written = written.model_copy(update={n: fields[n].default for n in idle_settings(written)})
-    asked = _changed(written, {**_alone_settings(written), "rounds": rounds, **changes}, place)
-    own = _noised(asked, place)
+    asked = _changed(written, {**_alone_settings(written), "rounds": rounds, **changes}, place, changes)
+    own = _noised(asked, place, landmarks=not same_intensities(shared, asked))
     if all(getattr(asked, name) == getattr(written, name) for name in _DECIDES_NOISE):
         noise = max(own.noise_multiplier, shared.noise_multiplier)
         own = own.model_copy(update={"noise_multiplier": noise})
@@ -239,14 +239,27 @@ def _alone_settings(settings: RunConfig) -> dict[str, Any]:
     return changes
 
 
-def _changed(settings: RunConfig, changes: Mapping[str, Any], place: str) -> RunConfig:
-    return RunConfig.from_mapping(settings.model_dump() | dict(changes), place)
+def _changed(
+    settings: RunConfig, changes: Mapping[str, Any], place: str, written: Iterable[str] = ()
+) -> RunConfig:
+    """Return an arm's settings with changes.
+
+    What only the arm's own way of training uses may idle here; of ``written``, which somebody wrote for this
+    training, nothing may.
+    """
+    changed = RunConfig.recorded(settings.model_dump() | dict(changes), place)
+    try:
+        require_effect(changed, written)
+    except ValueError as error:
+        raise ConfigError(f"{place}: {error}") from None
+    return changed
 
 
-def _noised(settings: RunConfig, place: str) -> RunConfig:
+def _noised(settings: RunConfig, place: str, *, landmarks: bool = True) -> RunConfig:
     try:
         # All seeds have the same noise, and it takes seconds to find.
-        noise = with_noise(settings.model_copy(update={"seed": 0})).noise_multiplier
+        same = settings.model_copy(update={"seed": 0})
+        noise = with_noise(same, landmarks=landmarks).noise_multiplier
         return settings.model_copy(update={"noise_multiplier": noise})
     except ConfigError as error:
         raise ConfigError(f"{place}: {error}") from None

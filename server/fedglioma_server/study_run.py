@@ -13,7 +13,7 @@ from fedglioma.counts import without_few
 from fedglioma.data.folds import Division
 from fedglioma.data.prepare import Prepared, PrepareSettings
 from fedglioma.data.prepared import PreparedCase
-from fedglioma.errors import FedGliomaError
+from fedglioma.errors import ConfigError, FedGliomaError
 from fedglioma.metrics.genotype import MIN_PATIENTS, MIN_RARER
 from fedglioma.training.learner import parameter_count
 from fedglioma_server import simulate
@@ -39,6 +39,7 @@ from fedglioma_server.study_table import (
     measures_of,
     table_of,
 )
+from fedglioma_server.trainable import require_trainable
 
 logger = logging.getLogger(__name__)
 
@@ -186,6 +187,23 @@ def _require_same_patients(request: StudyRun, cells: Sequence[Cell], prepared: P
     """Refuse a folder of whose runs one has other patients, labels or divisions, before any is touched."""
     for cell in cells:
         simulate.require_same_patients(*_own(request, cell, prepared[PrepareSettings.of(cell.settings)]))
+
+
+def require_trainable_study(request: StudyRun) -> None:
+    """Refuse a study of which a run could not be trained here, before anything is prepared.
+
+    Raises
+    ------
+    ConfigError
+        A device has not the numbers that were asked for, or a batch is too small for an arm's network.
+    """
+    everybody, alone = request.gathering, pooled(request.gathering)
+    for cell in request.cells:
+        gathering = alone if cell.protocol == "centralised" else everybody
+        try:
+            require_trainable(_simulation(request, cell, gathering))
+        except ConfigError as error:
+            raise ConfigError(f"{request.study.file}: {cell.words}: {error}") from None
 
 
 def prepare_study(request: StudyRun, progress: Progress = silent) -> PreparedWays:

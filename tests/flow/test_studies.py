@@ -363,6 +363,8 @@ def test_finetuned_run_starts_from_the_federated_model(cohort: Path, tmp_path: P
     shared = json.loads((base / "federated/seed-1234/fold-1/model/config.json").read_text())
     own = RunFolder(base / "finetuned/seed-1234/fold-1/henan").read()
     assert own.initial_digest == shared["digest"]
+    assert (own.scale_id, own.scale_from_model) == (shared["scale_id"], True)
+    assert own.model_dump(mode="json")["class_counts"] != shared["class_counts"]
     assert list(own.sites) == ["henan"]
     assert list(RunFolder(base / "centralised/seed-1234/fold-1").read().sites) == ["pooled"]
     gains = data["result"]["gains"]

@@ -210,7 +210,7 @@ def test_the_coarsest_norm_is_where_the_table_says(name):
     crop = (SMALLEST[name], 48, 33 // step * step + (step if step > 1 else 0))
     model(torch.zeros(1, 4, *crop))
     coarsest = min(a * b * c for a, b, c in seen)
-    assert baselines._coarsest(name, crop) == coarsest
+    assert baselines.coarsest(name, crop) == coarsest
 
 
 @needs_monai

@@ -378,10 +378,12 @@ def test_servers_certificate_may_be_done_without_on_the_command_line(tmp_path: P
 
 
 def test_options_given_replace_the_servers_file_and_are_checked_with_it(tmp_path: Path) -> None:
-    path = server_file(tmp_path, "insecure: true\nport: 1\nrun: {rounds: 3, proximal-mu: 0.5, lr: 0}\n")
-    config = load_server_config(path, {"port": 2, "out": tmp_path / "other"}, {"lr": 0.1, "proximal_mu": 0.7})
+    path = server_file(tmp_path, "insecure: true\nport: 1\nrun: {rounds: 3, weight-decay: 0.5, lr: 0}\n")
+    config = load_server_config(
+        path, {"port": 2, "out": tmp_path / "other"}, {"lr": 0.1, "weight_decay": 0.7}
+    )
     assert (config.port, config.out) == (2, tmp_path / "other")
-    assert (config.run.rounds, config.run.lr, config.run.proximal_mu) == (3, 0.1, 0.7)
+    assert (config.run.rounds, config.run.lr, config.run.weight_decay) == (3, 0.1, 0.7)
     with pytest.raises(ConfigError, match=r"server\.yaml: run: lr: 0 is not allowed"):
         load_server_config(path)
     with pytest.raises(ConfigError, match=r"server\.yaml with the options given: port: 70000 is not allowed"):

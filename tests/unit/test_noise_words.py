@@ -6,6 +6,7 @@ from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDp
 from dp_accounting.rdp import RdpAccountant
 
 from fedglioma.config.run import RunConfig
+from fedglioma.noise import DELTA
 from fedglioma.privacy.accounting import Mechanism, Spent, gaussian_equivalent
 from fedglioma_server.privacy import noise_words, privacy_record
 from fedglioma_server.records import (
@@ -22,6 +23,7 @@ from fedglioma_server.spending import (
     spent_by_site,
     spent_of,
     with_epsilon,
+    with_noise,
 )
 
 
@@ -160,3 +162,21 @@ def test_run_that_goes_on_from_a_model_states_what_both_spent_or_nothing(
     assert told.epsilon is not None
     assert alone is not None
     assert told.epsilon > 1.5 * alone
+
+
+def test_run_on_the_scale_of_a_model_spends_nothing_for_landmarks() -> None:
+    settings = private(2.0)
+    record = record_of(settings, [10], 100)
+    rounds = [RoundRecord.model_construct(round=1, sites={"henan": SiteRound(status="ok")})]
+    asked, taken = (
+        spent_of(record.model_copy(update={"scale_from_model": told}), rounds) for told in (False, True)
+    )
+    assert asked is not None
+    assert taken is not None
+    landmarks = Mechanism(
+        noise_multiplier=gaussian_equivalent(settings.counts_epsilon, DELTA), sampling_rate=1, steps=1
+    )
+    assert sorted(map(str, asked.mechanisms)) == sorted(map(str, (*taken.mechanisms, landmarks)))
+    assert epsilon_after(settings, 5, landmarks=False) < epsilon_after(settings, 5)
+    target = RunConfig(privacy="site", target_epsilon=3)
+    assert with_noise(target, landmarks=False).noise_multiplier < with_noise(target).noise_multiplier

@@ -133,7 +133,7 @@ def test_masks_that_were_not_asked_for_give_no_dice() -> None:
 
 def test_each_segmentation_is_seen_once_and_in_order() -> None:
     seen: list[tuple[int, Tensor]] = []
-    read(BOTH, seen=lambda place, tumour: seen.append((place, tumour)))
+    read(BOTH, seen=lambda place, tumour, _outlined: seen.append((place, torch.from_numpy(tumour))))
     assert [place for place, _ in seen] == [0, 1, 2, 3, 4]
     for (_, tumour), one in zip(seen, FIVE, strict=True):
         assert tumour.dtype is torch.bool
@@ -142,7 +142,7 @@ def test_each_segmentation_is_seen_once_and_in_order() -> None:
 
 def test_network_that_draws_nothing_has_nothing_seen() -> None:
     seen: list[int] = []
-    read((Task.IDH,), seen=lambda place, _tumour: seen.append(place))
+    read((Task.IDH,), seen=lambda place, _tumour, _outlined: seen.append(place))
     assert not seen
 
 

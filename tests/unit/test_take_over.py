@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from fedglioma.case import Modality
+from fedglioma.config.run import RunConfig
+from fedglioma.data.prepare import PIPELINE_VERSION
 from fedglioma.errors import ProtocolError
+from fedglioma.scale import LandmarkSums, fit_scale
 from fedglioma.training.learner import EQUAL_COUNTS, initial_learner
-from fedglioma.training.released import take_over
+from fedglioma.training.released import read_config, take_over, taken_scale
 from fedglioma.weights import pack
 from tests.federation_fixture import assert_same_bits
-from tests.release_fixture import small_settings, write_release
+from tests.release_fixture import run_record, small_settings, write_release
 
 
 @pytest.mark.parametrize("model", ["mdpnet", "sgpnet", "unet"])
@@ -78,3 +82,45 @@ def test_folder_that_holds_no_model_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(ProtocolError, match="not a released model"):
             take_over(folder, learner)
+
+
+COMMON = {"standardize": "federated"}
+
+
+def released(folder: Path, pipeline: int | None = None, **others: object) -> RunConfig:
+    """Write a model that knows images on a scale of two hospitals, and return its settings."""
+    settings = small_settings(**COMMON | others)
+    scale = fit_scale([{Modality.FLAIR: LandmarkSums(cases=6, sums=(180, 300, 420))}])
+    write_release(folder, settings, run_record(settings, scale=scale, scale_id=scale.id))
+    if pipeline is not None:
+        config = read_config(folder) | {"pipeline": pipeline}
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("changed", "taken"),
+    [
+        ({"lr": 1e-5, "rounds": 9}, True),
+        ({"spacing_mm": 6.0}, True),
+        ({"standardize": "zscore"}, False),
+        ({"preprocessing": "fusion"}, False),
+        ({"preprocessing": "mdpnet"}, False),
+        ({"bias_correction": True}, False),
+    ],
+)
+def test_scale_is_taken_over_where_images_are_prepared_alike(
+    changed: dict[str, object], taken: bool, tmp_path: Path
+) -> None:
+    settings = released(tmp_path / "model")
+    found = taken_scale(tmp_path / "model", settings.model_copy(update=changed))
+    assert (found is not None) == taken
+    if found is not None:
+        assert found.id == read_config(tmp_path / "model")["scale_id"]
+
+
+def test_scale_of_another_preparation_or_of_none_is_not_taken_over(tmp_path: Path) -> None:
+    settings = released(tmp_path / "old", pipeline=PIPELINE_VERSION - 1)
+    assert taken_scale(tmp_path / "old", settings) is None
+    write_release(tmp_path / "own", small_settings())
+    assert taken_scale(tmp_path / "own", settings) is None
