@@ -178,7 +178,8 @@ def table_of(
                     permutations=PERMUTATIONS_PER_RESAMPLE * resamples - 1,
                 )
                 compared[row] = comparison
-            notes = notes_of(criterion, tables, row, reference, comparison)
+            told = value.value is not None
+            notes = notes_of(criterion, tables, row, reference, comparison) if told else []
             entries[row][measure] = Entry(value=value, comparison=comparison, cases=cases, notes=notes)
         adjusted = holm([comparison.p for comparison in compared.values()])
         for row, p in zip(compared, adjusted, strict=True):
