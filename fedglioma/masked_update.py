@@ -23,7 +23,7 @@ from fedglioma.weights import GROUPS, TRUNK, FlatArrays, Packed
 MOST_SHARE: Final = 4.0
 """A site that joins late has a share of what the others' weights add up to, which may be above 1."""
 MOST_OWN: Final = 0.95
-"""A site whose share of a group is above it adds nothing there: the sum would be nearly its own step."""
+"""A site whose share of a group is above it takes no part: the sum would be nearly its own step."""
 COUNTS_RANGE: Final = 2.0**21
 LANDMARKS_RANGE: Final = 2.0**26
 """Whole numbers up to these are exact in a sum of up to 32 sites: of a million cases, and of the landmarks of
@@ -98,29 +98,33 @@ def coded_update(
 
 
 def shares(weights: Mapping[str, float], totals: Mapping[str, float]) -> dict[str, float]:
-    """Return per group the site's share of what all sites' weights add up to; 0 where it adds nothing.
+    """Return per group the site's share of what all sites' weights add up to; 0 where nothing is summed.
+
+    A site that is nearly alone in a group refuses, and does not stay in the sum with zeros: by the total that
+    it names, the server would choose who is silent, and could tell one step from two sums of the same sites.
 
     Raises
     ------
     PrivacyError
-        The trunk's sum, which all sites are in, would be nearly this site's step.
+        A group's sum would be nearly this site's step.
     """
-    found = {group: share_of(weights.get(group, 0.0), totals.get(group, 0.0)) for group in GROUPS}
-    if weights.get(TRUNK, 0.0) > 0 and found[TRUNK] == 0:
-        raise PrivacyError(
-            "secure sum: by the server's totals this hospital has nearly all cases of the run, so that the "
-            "sum would be nearly its own update; masks cannot hide it, and it takes no part"
-        )
+    found = {}
+    for group in GROUPS:
+        weight, total = weights.get(group, 0.0), totals.get(group, 0.0)
+        if nearly_alone(weight, total) or (group == TRUNK and weight > 0 and not total > 0):
+            raise PrivacyError(
+                "secure sum: by the server's totals this hospital has nearly all cases of the run, or of one "
+                "head, so that the sum would be nearly its own update; masks cannot hide it, and it takes no "
+                "part"
+            )
+        found[group] = weight / total if weight > 0 and total > 0 else 0.0
     return found
 
 
-def share_of(weight: float, total: float) -> float:
-    """Return a site's share of a group's total; 0 where nothing is summed, or nearly all would be its own."""
-    if not (weight > 0 and total > 0):
-        return 0.0
-    share = weight / total
+def nearly_alone(weight: float, total: float) -> bool:
+    """Return whether a group's sum would be nearly one site's step."""
     # Of a site that joined late the total has nothing, and the share may be above 1.
-    return 0.0 if MOST_OWN < share <= 1 else share
+    return weight > 0 and total > 0 and MOST_OWN < weight / total <= 1
 
 
 def by_group(vector: Words, parts: tuple[Part, ...]) -> Packed:

@@ -164,8 +164,8 @@ def require_company(masking: Masking, weights: Mapping[str, float]) -> None:
     silent = [group for group, share in found.items() if not share and weights.get(group)]
     if silent:
         logger.warning(
-            "masked update: nothing added to %s: too few hospitals teach it, or this one nearly alone, and "
-            "the sum would be its own step",
+            "masked update: nothing added to %s: too few hospitals teach it, and their sum could show the "
+            "step of one of them",
             ", ".join(silent),
         )
 

@@ -223,13 +223,19 @@ class Ledger:
     def settle(self, keep: ReleaseKey | None = None) -> tuple[ReleaseKey, ...]:
         """Give up every open reservation but that of ``keep``, at a start: nothing of them left the site.
 
-        An update leaves only after it was committed. Files that a crash left in the outbox are removed.
+        An update leaves only after it was committed. Files that a crash left in the outbox are removed. Where
+        the outbox is a run's own, other runs may be at work beside it: their reservations stand, and count.
         """
         if not self._file.exists():
             return ()
         with self._file.opened(write=True) as ledger:
             sweep(self._file.outbox)
-            given_up = [r for r in ledger.book.standing() if r.open and r.key != keep]
+            beside = None if keep is None or self._file.outbox.parent == self._file.folder else keep.run
+            given_up = [
+                r
+                for r in ledger.book.standing()
+                if r.open and r.key != keep and (beside is None or r.key.run == beside)
+            ]
             for release in given_up:
                 reason = "the site stopped before anything of it left"
                 ledger.write(Kind.VOIDED, Voided(reservation=release.seq, reason=reason))

@@ -11,7 +11,7 @@ from fedglioma.metrics.bootstrap import Measure
 from fedglioma_server.card_tables import measure_text
 from fedglioma_server.records import read_json
 from fedglioma_server.runfolder import RunFolder
-from fedglioma_server.stated_privacy import StatedPrivacy
+from fedglioma_server.stated_privacy import SAME, StatedPrivacy
 
 SCHEMA_VERSION: Final = 1
 SERIOUS_AUC: Final = 0.6
@@ -100,11 +100,18 @@ def require_releasable(
             "say --without-attack, which then stands on the bundle's page"
         )
     epsilon = None if stated.bound is None else stated.bound.epsilon
-    if attacked is not None and attacked.epsilon != epsilon:
+    if attacked is not None and not _same(attacked.epsilon, epsilon):
         raise FedGliomaError(
             f"{model}: not to be released: the attack on record was judged by epsilon "
             f"{_or_none(attacked.epsilon)}, now {_or_none(epsilon)} is stated; attack it again"
         )
+
+
+def _same(one: float | None, other: float | None) -> bool:
+    """Return whether two epsilons are the same but for the version of the accountant."""
+    if one is None or other is None:
+        return one is other
+    return max(one, other) <= min(one, other) * SAME
 
 
 def _or_none(epsilon: float | None) -> str:

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Final
 
 from fedglioma.case import TASK_TITLES, Task
-from fedglioma.masked_update import share_of
+from fedglioma.masked_update import nearly_alone
 from fedglioma.pooled import Pooled
 from fedglioma.privacy.masked_wire import FEWEST_SITES
 from fedglioma.weights import GROUPS, TRUNK
@@ -35,8 +35,9 @@ def too_few(
 ) -> set[str]:
     """Return the heads among ``totals`` to which fewer than ``FEWEST_SITES`` of the sites present add.
 
-    Where counts were told under masks it is known how many sites teach a head, not which: then each that was
-    counted and is not present is taken for one of them.
+    So are those in which one of them is nearly alone: it would refuse the round. Where counts were told under
+    masks it is known how many sites teach a head, not which: then each that was counted and is not present is
+    taken for one of them, and one that is nearly alone refuses.
 
     Parameters
     ----------
@@ -53,9 +54,11 @@ def too_few(
         missing = len(set(pooled.sites) - set(present))
         counted = {group: pooled.having.get(group, 0) - missing for group in totals}
     else:
-        here = [site for site in sites if site.site in present]
+        here = [site.weights for site in sites if site.site in present]
         counted = {
-            group: sum(share_of(site.weights.get(group, 0.0), total) > 0 for site in here)
+            group: 0
+            if any(nearly_alone(weights.get(group, 0.0), total) for weights in here)
+            else sum(weights.get(group, 0.0) > 0 for weights in here)
             for group, total in totals.items()
         }
     return {group for group, number in counted.items() if group != TRUNK and number < FEWEST_SITES}

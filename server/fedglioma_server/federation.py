@@ -14,7 +14,9 @@ from flwr.serverapp import Grid
 
 from fedglioma.case import TASKS, Gene
 from fedglioma.counts import global_counts
+from fedglioma.errors import ConfigError
 from fedglioma.machine import return_free_memory
+from fedglioma.pooled import Pooled
 from fedglioma.scale import Scale
 from fedglioma.training.learner import Learner, initial_learner, layout_of
 from fedglioma.training.released import take_over
@@ -92,7 +94,7 @@ def run_federation(grid: Grid, coordinator: Coordinator, finished: Finished = la
     strategy.audit_head = coordinator.audit_head
     strategy.ledger_heads = _ledger_heads(roll.answers, rounds)
     if isinstance(strategy, SecureStrategy):
-        strategy.pooled = folder.read().pooled
+        strategy.pooled = _with_company(folder.read().pooled)
         strategy.froze = partial(_record_frozen, folder)
     heldout = HeldOut(
         folder=folder,
@@ -171,10 +173,13 @@ def _record_sites(
         agreed = _agreed(kept, replies)
         scale, doubts = agreed.scale, list(agreed.doubts)
         _tell_of_scale(coordinator, agreed)
+        if coordinator.initial is not None:
+            logger.warning(
+                "the model that the run starts from was trained on images of another preparation, or on "
+                "another intensity scale: the hospitals agree on a scale of their own"
+            )
     elif kept.scale_from_model and scale is not None:
         logger.info("intensity scale %s of the model that the run started from", scale.id[:12])
-    elif coordinator.initial is not None and kept.settings.common_scale:
-        logger.warning("the model that the run starts from knows images on another intensity scale")
     suppressed = sum(
         cell is None
         for reply in replies
@@ -194,6 +199,16 @@ def _record_sites(
     )
     _tell_of_noise(folder.read())
     return counts, scale
+
+
+def _with_company(told: Pooled | None) -> Pooled | None:
+    """Refuse to go on from masked counts of an earlier version, which do not say how many teach each head."""
+    if told is not None and not told.having:
+        raise ConfigError(
+            "the run's masked counts are of an earlier version and do not say how many hospitals teach each "
+            "head: the run cannot be continued, begin it anew in another folder"
+        )
+    return told
 
 
 def _tell_of_noise(record: RunRecord) -> None:

@@ -12,9 +12,13 @@ TWO_SITES = ("--synthetic-size", "16", "--sites", "ningxia,henan", "--report", "
 
 
 def simulated(folder: Path, patients: str, *words: str | Path) -> RunFolder:
+    return told_by(folder, patients, *words)[0]
+
+
+def told_by(folder: Path, patients: str, *words: str | Path) -> tuple[RunFolder, str]:
     result = call("simulate", "--synthetic", patients, *TWO_SITES, *TINY, "--out", folder, *words)
     assert result.exit_code == 0, result.output
-    return RunFolder(folder)
+    return RunFolder(folder), result.output
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +51,9 @@ def test_run_that_starts_from_a_model_stays_on_its_scale(first: RunFolder, tmp_p
 
 def test_run_of_another_preparation_agrees_on_a_scale_anew(first: RunFolder, tmp_path: Path) -> None:
     words = ("--preprocessing", "fusion", "--init", first.model)
-    after = simulated(tmp_path / "again", "16", "--seed", "7", *words).read()
+    again, told = told_by(tmp_path / "again", "16", "--seed", "7", *words)
+    after = again.read()
+    assert "the hospitals agree on a scale of their own" in told
     assert after.scale is not None
     assert not after.scale_from_model
     assert after.scale != first.read().scale

@@ -165,6 +165,18 @@ def test_settling_gives_up_what_never_left_but_what_is_kept(ledger: Ledger, tmp_
     assert ledger.settle() == ()
 
 
+def test_settling_leaves_what_other_runs_at_work_beside_it_reserved(tmp_path: Path) -> None:
+    first, second = (Ledger(tmp_path, "north", outbox=tmp_path / run / "outbox") for run in "ab")
+    of_a = first.reserve(key(1, run="a"), noise(2), tags(1), AMPLE)
+    second.settle(keep=key(1, run="b"))
+    of_b = second.reserve(key(1, run="b"), noise(2), tags(1), AMPLE)
+    first.commit(of_a, b"update of a")
+    second.commit(of_b, b"update of b")
+    first.reserve(key(2, run="a"), noise(2), tags(1), AMPLE)
+    assert first.settle(keep=key(3, run="a")) == (key(2, run="a"),)
+    assert second.stored(key(1, run="b")) is not None
+
+
 def test_rounds_left_are_as_many_as_are_then_allowed(ledger: Ledger) -> None:
     limit = Budget(epsilon=2.0, delta=DELTA)
     spend(ledger, key(1), 6.0)

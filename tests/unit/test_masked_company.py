@@ -47,16 +47,12 @@ def counted(having: int, sites: tuple[str, ...]) -> Pooled:
     [
         (3, 12, 0.25),
         (19, 20, 0.95),
-        (96, 100, 0.0),
-        (12, 12, 0.0),
         (12, 0, 0.0),
         (0, 12, 0.0),
         (12, 8, 1.5),  # joined late: the total has nothing of it
     ],
 )
-def test_share_is_nothing_where_the_sum_would_be_nearly_the_own_step(
-    weight: float, total: float, share: float
-) -> None:
+def test_share_is_nothing_where_nothing_is_summed(weight: float, total: float, share: float) -> None:
     found = shares({TRUNK: 1.0, "atrx": weight}, {TRUNK: 4.0, "atrx": total})
     assert found["atrx"] == share
     assert found[TRUNK] == 0.25
@@ -75,6 +71,23 @@ def test_step_of_a_head_without_a_total_is_sent_as_zeros() -> None:
     assert found["atrx weight"].tolist() == [0.0]
 
 
+@pytest.mark.parametrize(("weight", "total"), [(96, 100), (12, 12), (20, 20.4)])
+def test_site_takes_no_part_where_it_is_nearly_alone_in_a_head(weight: float, total: float) -> None:
+    with pytest.raises(PrivacyError, match="of one head"):
+        shares({TRUNK: 1.0, "atrx": weight}, {TRUNK: 4.0, "atrx": total})
+
+
+def test_no_total_makes_one_site_silent_and_keeps_it_in_the_sum() -> None:
+    weights = {"a": 30.0, "b": 21.0, "c": 13.0}
+    for total in np.linspace(1.0, 100.0, 991):
+        for weight in weights.values():
+            try:
+                found = shares({TRUNK: 1.0, "idh": weight}, {TRUNK: 4.0, "idh": float(total)})
+            except PrivacyError:
+                continue
+            assert found["idh"] == weight / total
+
+
 @pytest.mark.parametrize("total", [0.0, 10.0, 10.1])
 def test_site_takes_no_part_where_it_is_nearly_alone_in_the_trunk(total: float) -> None:
     with pytest.raises(PrivacyError, match="nearly all cases of the run"):
@@ -88,8 +101,8 @@ def test_site_takes_no_part_where_it_is_nearly_alone_in_the_trunk(total: float) 
         ({"a": 4, "b": 4, "c": 4, "d": 0}, "abd", True),
         ({"a": 4, "b": 4, "c": 0, "d": 0}, "abcd", True),
         ({"a": 4, "b": 0, "c": 0, "d": 0}, "abcd", True),
-        ({"a": 400, "b": 1, "c": 1, "d": 0}, "abcd", True),  # a adds nothing, it would be nearly the sum
-        ({"a": 400, "b": 1, "c": 1, "d": 1}, "abcd", False),
+        ({"a": 400, "b": 1, "c": 1, "d": 1}, "abcd", True),  # it would be nearly the step of a
+        ({"a": 400, "b": 1, "c": 1, "d": 1}, "bcd", False),
     ],
 )
 def test_head_is_frozen_unless_three_sites_in_the_sum_add_to_it(
