@@ -115,7 +115,7 @@ def _of_network(settings: "RunConfig") -> Iterator[Idle]:
         yield from _of_targets(settings)
     if settings.model == "mdpnet" and settings.path2 == "none":
         first, second = settings.attention.split("+")
-        if second != "rda":
+        if first == "vit" and second != "rda":  # what is built without it, too
             yield Idle("attention", f"path2 is none: of {settings.attention} only {first} is built")
     if settings.model == "mdpnet" and settings.guide == "none":
         guide = ("guide is none", "guide", ("idh+atrx", "idh", "atrx"))

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from fedglioma.case import CHANNELS, GENES, Gene
+from fedglioma.config.resolved import resolved
 from fedglioma.config.run import RunConfig
 from fedglioma.data.prepare import PIPELINE_VERSION
 from fedglioma.data.smallfile import read_small
@@ -68,6 +69,8 @@ _DECIDES_WEIGHTS = (
     "task_weighting",
 )
 """Settings that decide which weights there are."""
+_DECIDES_USE = ("norm", "path2", "attention", "guide", "guide_mode", "head_act", "head_1x1")
+"""Settings that decide what a network does with its weights, of which there may be the same."""
 
 
 def load_model(folder: Path) -> Released:
@@ -190,7 +193,13 @@ def require_same_network(folder: Path, settings: RunConfig) -> None:
 def networks_apart(there: RunConfig, here: RunConfig) -> str | None:
     """Return in what the networks of two runs differ, in words; None where one can start from the other."""
     if _layout_of(there).digest == _layout_of(here).digest:
-        return None
+        use, own = resolved(there), resolved(here)
+        apart = [
+            f"{name} {use.get(name)} there, {own.get(name)} here"
+            for name in _DECIDES_USE
+            if use.get(name) != own.get(name)
+        ]
+        return ", ".join(apart) or None
     apart = [
         f"{name} {getattr(there, name)} there, {getattr(here, name)} here"
         for name in _DECIDES_WEIGHTS

@@ -76,8 +76,8 @@ class Arm(Frozen):
     def slug(self) -> str:
         """The name as a folder's, of a-z, 0-9 and hyphens.
 
-        Where letters of the name are lost in it, or another row has the same, its hash goes with it. It
-        depends on nothing else, so that a study that goes on finds its runs.
+        Where letters of the name are lost in it, or another row has the same, the name's hash goes with it. A
+        study that goes on finds its runs, unless a row was added or left out whose name has the same letters.
         """
         plain = self.plain
         lost = any(letter.isalnum() and not letter.isascii() for letter in self.name)

@@ -12,9 +12,10 @@ from fedglioma.metrics.bootstrap import Measure
 from fedglioma.metrics.criterion import Criterion, defined_mean, fold_values
 from fedglioma.metrics.paired import interval
 from fedglioma_server import report_text as words
+from fedglioma_server.study_alone import OWN_MODELS
 from fedglioma_server.study_models import tables_of
-from fedglioma_server.study_results import CaseKey, Known, RowName, TaskTable
-from fedglioma_server.study_table import Entry, LeftOut, too_few
+from fedglioma_server.study_results import CaseKey, Known, RowName, TaskTable, too_few
+from fedglioma_server.study_table import Entry, LeftOut
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -74,7 +75,7 @@ def with_folds(
                 by_fold = _by_fold(table, values, folds)
                 hidden = _hidden(criterion, table, folds)
                 notes = [
-                    _mean_of(criterion, table, values, by_fold),
+                    _mean_of(criterion, table, row, by_fold),
                     _guessed(known, table, row),
                     _lacking(known, task, rows, row),
                 ]
@@ -111,7 +112,7 @@ def left_out_of(
             cases = counts[fold] if codes is None else roughly(codes[fold])
             for row in rows:
                 if hidden[fold]:
-                    value = Measure(value=None, reason=too_few(criterion, parts[fold]) or KEPT_BACK)
+                    value = Measure(value=None, reason=too_few(parts[fold]) or KEPT_BACK)
                 else:
                     value = _general(
                         interval(criterion, parts[fold].rows, parts[fold].values[row], resamples=resamples)
@@ -156,13 +157,20 @@ def _by_fold(table: TaskTable, values: FloatArray, folds: int) -> FloatArray:
 
 
 def _hidden(criterion: Criterion, table: TaskTable, folds: int) -> BoolArray:
-    """Return the folds of too few patients; never one alone, whose value would follow from the mean."""
+    """Return the folds of too few patients, with others so that none follows from the mean.
+
+    It would where a row has, under a seed, no other hidden fold in its mean: one that does not define the
+    measure is none.
+    """
     parts = [table.part(_of_fold(table, fold)) for fold in range(folds)]
-    hidden = np.array([bool(too_few(criterion, part)) for part in parts])
+    few = np.array([bool(too_few(part)) for part in parts])
+    hidden = few.copy()
     means = [_by_fold(table, _values(criterion, table, row), folds) for row in table.values]
-    told = np.any([np.isfinite(mean).any(axis=1) for mean in means], axis=0) & ~hidden
-    if hidden.sum() == 1 and told.any():
-        hidden[min(np.flatnonzero(told), key=lambda fold: int(parts[fold].measured.sum()))] = True
+    for mean in means:
+        for defined in np.isfinite(mean).T:
+            told = np.flatnonzero(defined & ~hidden)
+            if len(told) and (defined & few).any() and (defined & hidden).sum() == 1:
+                hidden[min(told, key=lambda fold: int(parts[fold].measured.sum()))] = True
     return hidden
 
 
@@ -175,10 +183,10 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else value
 
 
-def _mean_of(criterion: Criterion, table: TaskTable, values: FloatArray, by_fold: FloatArray) -> str:
+def _mean_of(criterion: Criterion, table: TaskTable, row: RowName, by_fold: FloatArray) -> str:
     """Return which folds are in a mean; empty where all are, or where it is of several models in each."""
     used: BoolArray = np.asarray(np.isfinite(by_fold).any(axis=1))
-    if used.all() or len(values) > len(set(_folds_of(table))):
+    if used.all() or (criterion is Criterion.AUC and row.protocol in OWN_MODELS):
         return ""
     cases = int(table.measured.sum())
     counted = sum(bool(used[key[0]]) for key, known in zip(table.keys, table.measured, strict=True) if known)

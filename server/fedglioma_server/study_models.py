@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedglioma.case import Task
-from fedglioma.counts import coded, is_few
+from fedglioma.counts import coded
 from fedglioma.metrics.criterion import Criterion, fold_values
 from fedglioma.metrics.paired import Comparison
 from fedglioma_server.study_alone import OWN_MODELS
-from fedglioma_server.study_results import Known, RowName, TaskTable
+from fedglioma_server.study_results import Known, RowName, TaskTable, too_few
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ def tables_of(
 ) -> Tables:
     """Return a measure's cases: patients whose hospital has no model of its own leave only what concerns it.
 
-    They leave all rows where they are few, whose figures would follow from the difference, and where
-    everything is to be measured ``together``.
+    They leave all rows where they are few, or of one status few, whose figures would follow from the
+    difference, and where everything is to be measured ``together``.
     """
     several = [row for row in rows if _of_hospitals(row) and task in known.rows[row].values]
     if not several:
@@ -60,7 +60,8 @@ def tables_of(
     if together:
         return Tables(alone, alone, site)
     whole = known.table(task, [row for row in rows if not _of_hospitals(row)], seeds, site)
-    if is_few(len(_patients(whole) - _patients(alone))):
+    both = _patients(alone)
+    if too_few(whole.part(np.array([key[1] not in both for key in whole.keys], dtype=np.bool_))):
         whole = known.table(task, rows, seeds, site)
     return Tables(whole, alone, site)
 
@@ -89,11 +90,12 @@ def _mean_of(criterion: Criterion, tables: Tables, row: RowName) -> str:
     defined = ~np.isnan(fold_values(criterion, table.rows, table.values[row])[:, 0])
     groups = np.unique(table.rows.folds)
     used = int((np.isin(table.rows.folds, groups[defined]) & table.measured).sum())
-    cases = max(all_cases, int(table.measured.sum()))
+    measured = int(table.measured.sum())
+    cases = max(all_cases, measured)
     if defined.all() and used == cases:
         return "" if tables.site else f"mean of {len(groups)} models, each hospital's in each fold"
     # What a hospital's numbers may be said to be is decided for all hospitals at once, elsewhere.
-    told = not tables.site and coded([used, cases - used]) is None
+    told = not tables.site and coded([used, measured - used, cases - measured]) is None
     numbers = f", {used:,} of {cases:,} cases" if told else ""
     why = "" if defined.all() else "; the cases of the others are of one class"
     return f"mean of {int(defined.sum())} of {len(groups)} models, each hospital's in each fold{numbers}{why}"

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedglioma.case import GENES, UNKNOWN, Gene, Task
+from fedglioma.counts import PASSED_ON, is_few
 from fedglioma.data.plan import load_plan
 from fedglioma.metrics.criterion import Rows
 from fedglioma.metrics.predictions import Predictions, read_csv
@@ -17,6 +18,9 @@ from fedglioma_server.study_cells import Cell
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
+
+FEW = "fewer than"
+"""How the reason begins why a measure is kept back."""
 
 CaseKey = tuple[int, str, int]
 """Fold, patient, and the place of the case among the patient's in that fold."""
@@ -165,3 +169,15 @@ class TaskTable:
         return TaskTable(
             self.rows.select(mask), {name: values[mask] for name, values in self.values.items()}, keys
         )
+
+
+def too_few(table: TaskTable) -> str:
+    """Return why a measure of these cases is not told; empty where it is.
+
+    They are of few patients in all or, of markers, of one status.
+    """
+    labels = table.rows.labels
+    groups = [table.measured] if labels is None else [labels == 0, labels == 1]
+    if any(is_few(len(np.unique(table.rows.patients[group]))) for group in groups):
+        return f"{FEW} {PASSED_ON} patients" + (" of one status" if labels is not None else "")
+    return ""

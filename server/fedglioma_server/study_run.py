@@ -314,14 +314,15 @@ def collect(
     settings = cells[0].settings
     measures = measures_of(study, tasks)
     absent: dict[str, str] = {}
+    divisions, cases = _for_baselines(request, cells, prepared)
     if known.rows:
-        divisions, cases = _for_baselines(request, cells, prepared)
         absent = add_baselines(known, study.baselines, divisions, cases, study.seeds, _measured(measures))
     order += [RowName(TITLES[name]) for name in study.baselines if RowName(TITLES[name]) in known.rows]
     absent |= leave_out_numberless(known, _measured(measures), order, study.seeds)
     reference = RowName(study.compared_with, study.protocols[0])
     entries = table_of(known, measures, order, reference, study.seeds, resamples=settings.bootstrap)
-    names = list({cell.fold: cell.division.name for cell in cells}.values())
+    # Of the divisions: where hospitals train alone, a fold may have no run.
+    names = [division.name for division in divisions]
     entries = with_folds(entries, known, study.seeds, len(names))
     left_out: list[LeftOut] = []
     if study.divisions.kind == "sites":

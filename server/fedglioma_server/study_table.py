@@ -6,18 +6,15 @@ import numpy as np
 from pydantic import Field
 
 from fedglioma.case import Frozen, Task
-from fedglioma.counts import PASSED_ON, is_few
 from fedglioma.metrics.bootstrap import Measure
 from fedglioma.metrics.criterion import Criterion
 from fedglioma.metrics.paired import Comparison, compare, holm, interval
 from fedglioma_server.study_file import Published, Study
 from fedglioma_server.study_models import notes_of, tables_of
-from fedglioma_server.study_results import Known, RowName, TaskTable
+from fedglioma_server.study_results import FEW, Known, RowName, too_few
 
 RESULTS = "results.json"
 """Where a study's result lies in its folder."""
-FEW = "fewer than"
-"""How the reason begins why a measure is kept back."""
 ALL = "all"
 """The row of all hospitals' patients."""
 PERMUTATIONS_PER_RESAMPLE = 10
@@ -162,12 +159,12 @@ def table_of(
         for row in tables.rows:
             table, both = tables.of(row), tables.of(row, reference)
             cases = int(np.count_nonzero(table.measured))
-            if few := too_few(criterion, table):
+            if few := too_few(table):
                 entries[row][measure] = Entry(value=Measure(value=None, reason=few), cases=cases)
                 continue
             value = interval(criterion, table.rows, table.values[row], resamples=resamples)
             comparison = None
-            if row != reference and reference in both.values and not too_few(criterion, both):
+            if row != reference and reference in both.values and not too_few(both):
                 comparison = compare(
                     criterion,
                     both.rows,
@@ -187,19 +184,6 @@ def table_of(
     return entries
 
 
-def too_few(criterion: Criterion, table: TaskTable) -> str:
-    """Return why a measure is not told; empty where it is."""
-    rows = table.rows
-    if rows.labels is None:
-        outlined = [~np.isnan(values).all(axis=1) for values in table.values.values()]
-        groups = [np.any(outlined, axis=0)] if outlined else []
-    else:
-        groups = [rows.labels == 0, rows.labels == 1]
-    if any(is_few(len(np.unique(rows.patients[group]))) for group in groups):
-        return f"{FEW} {PASSED_ON} patients" + (" of one status" if len(groups) > 1 else "")
-    return ""
-
-
 def gains_of(
     known: Known,
     measures: Sequence[str],
@@ -212,7 +196,8 @@ def gains_of(
     """Return, per hospital and over all, what each protocol gives its patients against training alone.
 
     The p-values of the hospitals are adjusted for all hospitals and protocols of a measure, those over all
-    patients for the protocols. A hospital that has no model of its own is not there.
+    patients for the protocols. A hospital that has no model of its own is not there, nor is a measure
+    without a row ``local``.
     """
     if "local" not in protocols or len(protocols) < 2:
         return []
@@ -235,13 +220,13 @@ def gains_of(
                 lines = {
                     row.protocol: entries[measure] for row, entries in table.items() if measure in entries
                 }
-                if lines and (not site or any(entry.cases for entry in lines.values())):
+                if "local" in lines and (not site or any(entry.cases for entry in lines.values())):
                     gains.append(Gain(site=site or ALL, arm=arm, measure=measure, lines=lines))
     return _over_hospitals(_without_sums(gains))
 
 
 def _without_sums(gains: Sequence[Gain]) -> list[Gain]:
-    """Return the gains without accuracies from which, with that of all, the one kept back would follow."""
+    """Return the gains without those from which, with that of all, the one kept back would follow."""
     few = {(gain.arm, gain.measure) for gain in gains if _is_part(gain) and _kept_back(gain)}
     gone = Measure(value=None, reason="it would tell how few another hospital has")
     hidden = {"value": gone, "comparison": None, "p_adjusted": None}
@@ -254,8 +239,8 @@ def _without_sums(gains: Sequence[Gain]) -> list[Gain]:
 
 
 def _is_part(gain: Gain) -> bool:
-    """Whether it is one hospital's share of a sum of right answers that stands in the row of all."""
-    return gain.measure.endswith(f".{Criterion.ACCURACY}") and gain.site != ALL
+    """Whether it is one hospital's share of what stands in the row of all: a sum of answers, or a mean."""
+    return gain.site != ALL
 
 
 def _kept_back(gain: Gain) -> bool:

@@ -5,7 +5,7 @@ from typing import Any, get_args
 import pytest
 
 from fedglioma.config.effect import without_effect
-from fedglioma.config.run import Preprocessing, RunConfig
+from fedglioma.config.run import Attention, Preprocessing, RunConfig
 from fedglioma.data.prepare import PrepareSettings
 from fedglioma.errors import ConfigError
 from fedglioma_server.report_run import settings_table
@@ -157,6 +157,7 @@ def test_every_reason_is_said_at_once() -> None:
         {"model": "unet", "bias_correction": True, "standardize": "federated", "preprocessing": "sgpnet"},
         {"path2": "none", "attention": "rda+rda"},
         {"path2": "none", "attention": "vit+rda"},
+        {"path2": "none", "attention": "rda+vit"},  # without it, another network
         {"selection": 0, "early_stopping": 0},
         {"model": "sgpnet", "flips": False},  # one_flip is of its recipe
     ],
@@ -164,3 +165,11 @@ def test_every_reason_is_said_at_once() -> None:
 def test_values_that_are_the_default_or_the_networks_own_are_never_refused(given: dict[str, Any]) -> None:
     settings = config(**given)
     assert config(**settings.model_dump(mode="json")) == settings
+
+
+@pytest.mark.parametrize("attention", get_args(Attention))
+def test_attention_is_left_out_of_the_report_only_where_the_default_builds_the_same(attention: str) -> None:
+    settings = RunConfig.recorded({"path2": "none", "attention": attention}, "run.json")
+    built = attention.split("+")[0]
+    assert "attention" in shown(settings) or built == RunConfig().attention.split("+")[0]
+    assert ("attention" in shown(settings)) == (attention != "vit+vit")

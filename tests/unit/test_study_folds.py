@@ -26,7 +26,7 @@ def study(*labels: Sequence[int], rows: Sequence[RowName] = (A, B)) -> Known:
         for fold, of_fold in enumerate(labels):
             for place, label in enumerate(of_fold):
                 key: CaseKey = (fold, f"p{fold}-{place:02}", 0)
-                known.site[key] = f"site{'abc'[fold]}"
+                known.site[key] = f"site{'abcd'[fold]}"
                 known.labels[key] = Genotype(idh=label).labels()
                 for seed in SEEDS:
                     readings.add(Task.IDH, key, seed, float(generator.uniform()))
@@ -37,7 +37,7 @@ def entries_of(
     known: Known, *measures: str, rows: Sequence[RowName] = (A, B)
 ) -> dict[RowName, dict[str, Entry]]:
     table = table_of(known, measures, rows, A, SEEDS, resamples=20)
-    return with_folds(table, known, SEEDS, 3)
+    return with_folds(table, known, SEEDS, len({key[0] for key in known.labels}))
 
 
 def auc(known: Known, fold: int, seed: int) -> float:
@@ -80,6 +80,23 @@ def test_fold_of_few_is_not_told_nor_is_a_second_one_from_which_it_would_follow(
     entry = entries_of(known, "idh.auc")[A]["idh.auc"]
     assert entry.by_fold[:2] == [[None, None], [None, None]]
     assert entry.by_fold[2] == pytest.approx([auc(known, 2, seed) for seed in SEEDS])
+
+
+def test_fold_of_few_that_defines_no_value_is_no_company() -> None:
+    known = study([1, 1, 1], [0, 0, 1, 1, 1, 1, 1], MIXED, [*MIXED, 0, 1])
+    for row, entry in ((row, found["idh.auc"]) for row, found in entries_of(known, "idh.auc").items()):
+        assert entry.by_fold[:3] == [[None, None]] * 3, row
+    entry = entries_of(known, "idh.auc")[A]["idh.auc"]
+    assert entry.by_fold[3] == pytest.approx([auc(known, 3, seed) for seed in SEEDS])
+
+
+def test_fold_of_few_that_one_seed_alone_does_not_define_is_no_company_under_that_seed() -> None:
+    """Under seed 2 nobody of the first fold is called mutant."""
+    known = study([0, 0, 1, 1, 1, 1, 1], [1, 0, 0, 0, 0, 1, 0], MIXED, [*MIXED, 0, 1])
+    for place in range(7):
+        known.rows[A].values[Task.IDH][0, f"p0-{place:02}", 0][2] = 0.1
+    entry = entries_of(known, "idh.ppv")[A]["idh.ppv"]
+    assert [fold[1] is None for fold in entry.by_fold] == [True, True, True, False]
 
 
 def test_row_without_a_number_that_others_have_is_left_out_and_the_others_stay() -> None:

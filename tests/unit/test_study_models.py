@@ -8,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from fedglioma.case import Task
 from fedglioma.metrics.paired import holm
+from fedglioma_server.study_folds import with_folds
 from fedglioma_server.study_results import Known, Readings, RowName
 from fedglioma_server.study_table import Gain, gains_of, table_of
 
@@ -104,11 +105,11 @@ def test_figures_that_judge_each_case_by_itself_are_means_over_folds() -> None:
     assert table[LOCAL]["idh.accuracy"].value.value == pytest.approx(np.mean(right))
 
 
-@pytest.mark.parametrize(("lacking", "cases"), [(6, 30), (4, 24)])
+@pytest.mark.parametrize(("lacking", "cases"), [(10, 34), (6, 24), (4, 24)])
 def test_hospital_without_a_model_leaves_what_concerns_it_and_more_only_where_it_is_of_few(
     lacking: int, cases: int
 ) -> None:
-    """Four patients' figures would follow from those with and without them."""
+    """The figures of four patients, or of three of one status, would follow from those with and without."""
     known, rng = Known(), np.random.default_rng(0)
     for site in ("north", "south"):
         scores = {row: rng.uniform(size=12).tolist() for row in (FED, LOCAL, AGE)}
@@ -119,14 +120,50 @@ def test_hospital_without_a_model_leaves_what_concerns_it_and_more_only_where_it
     assert [found[row].cases for row in (FED, LOCAL, AGE)] == [cases, 24, cases]
     compared = [entry.comparison.n_patients for entry in found.values() if entry.comparison is not None]
     assert compared == [24, cases]
-    told = "24 of 30 cases, of hospitals with a model"
-    assert (told in found[LOCAL].notes) == (cases == 30)
+    told = "24 of 34 cases, of hospitals with a model"
+    assert (told in found[LOCAL].notes) == (cases == 34)
     gains = gains_of(known, ["idh.accuracy"], ["A"], ["federated", "local"], [1], resamples=100)
     assert {gain.site: gain.lines["federated"].cases for gain in gains} == {
         "all": 24,
         "north": 12,
         "south": 12,
     }
+
+
+def test_sensitivity_of_one_patient_does_not_follow_from_the_cases_of_hospitals_without_a_model() -> None:
+    known, rng = Known(), np.random.default_rng(0)
+    for site in ("north", "south"):
+        scores = {row: rng.uniform(size=12).tolist() for row in (FED, LOCAL)}
+        entered(known, site, 0, [0, 1] * 6, scores)
+    entered(known, "west", 0, [1, 0, 0, 0, 0, 0], {FED: [0.9] + [0.1] * 5})
+    table = table_of(known, ["idh.sensitivity"], [FED, LOCAL], FED, [1], resamples=20)
+    fed, local = (table[row]["idh.sensitivity"] for row in (FED, LOCAL))
+    assert fed.cases == local.cases == 24
+    assert local.comparison is not None
+    assert local.comparison.value_b.value == fed.value.value
+
+
+def test_cases_of_hospitals_of_one_class_are_not_told_where_they_follow_from_the_rows_own() -> None:
+    """Of 22 cases that are printed, the note would say that 20 are in the mean."""
+    known, rng = Known(), np.random.default_rng(0)
+    for site in ("north", "south"):
+        entered(known, site, 0, [0, 1] * 5, {row: rng.uniform(size=10).tolist() for row in (FED, LOCAL)})
+    entered(known, "west", 0, [1, 1], {FED: [0.5] * 2, LOCAL: [0.5] * 2})
+    entered(known, "east", 0, [0, 1] * 5, {FED: [0.5] * 10})
+    entry = table_of(known, ["idh.auc"], [FED, LOCAL], FED, [1], resamples=20)[LOCAL]["idh.auc"]
+    assert entry.cases == 22
+    assert entry.notes[0] == (
+        "mean of 2 of 3 models, each hospital's in each fold; the cases of the others are of one class"
+    )
+
+
+def test_mean_of_models_is_noted_once_where_a_fold_has_one_hospital() -> None:
+    known, rng = Known(), np.random.default_rng(0)
+    for fold, labels in enumerate([[1] * 6, [0, 1] * 6, [0, 1] * 6]):
+        entered(known, "north", fold, labels, {LOCAL: rng.uniform(size=len(labels)).tolist()})
+    table = table_of(known, ["idh.auc"], [LOCAL], LOCAL, [1], resamples=20)
+    (note,) = with_folds(table, known, [1], 3)[LOCAL]["idh.auc"].notes
+    assert note.startswith("mean of 2 of 3 models, each hospital's in each fold")
 
 
 PROTOCOLS = ("local", "federated", "finetuned")

@@ -1,12 +1,18 @@
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from fedglioma.case import Gene, Task
+from fedglioma.data.prepare import PrepareSettings
 from fedglioma.metrics.predictions import Predictions
-from fedglioma_server.study_cells import Cell, expand
+from fedglioma_server import study_run
+from fedglioma_server.study_cells import Cell, divide, expand
 from fedglioma_server.study_file import Study
-from fedglioma_server.study_results import Known, RowName
+from fedglioma_server.study_results import Known, Readings, RowName
 from fedglioma_server.study_table import gains_of, measures_of, table_of
 from tests.unit.test_study_cells import CASES, SITE_OF
 
@@ -112,22 +118,19 @@ def test_gain_of_a_hospital_is_on_its_own_patients(known: Known) -> None:
     assert (federated.difference.value or 0) > 0
 
 
-def test_accuracy_of_a_hospital_with_few_of_a_status_does_not_follow_from_the_others(known: Known) -> None:
-    """It would be the right answers of all without those of the others."""
+def test_gain_of_a_hospital_with_few_of_a_status_does_not_follow_from_the_others(known: Known) -> None:
+    """It would be the right answers of all, or a multiple of their mean AUC, without those of the others."""
     one = next(key for key in sorted(known.labels) if known.site[key] == "henan" and known.labels[key][0])
     fewer = Known(site=known.site, labels=known.labels | {one: (0, -1, -1)}, rows=known.rows)
     asked = (["idh.accuracy", "idh.auc"], ["A"], ["federated", "local"], (1, 2))
     gains = {(g.site, g.measure): g.lines["federated"] for g in gains_of(fewer, *asked, resamples=100)}
-    told = {
-        site for (site, measure), entry in gains.items() if measure == "idh.accuracy" and entry.value.value
-    }
-    assert told == {"all"}
-    assert gains["henan", "idh.accuracy"].value.reason == "fewer than 5 patients of one status"
-    hidden = gains["ningxia", "idh.accuracy"]
-    assert hidden.value.reason == "it would tell how few another hospital has"
-    assert hidden.comparison is None
-    assert hidden.p_adjusted is None
-    assert gains["ningxia", "idh.auc"].value.value is not None
+    assert {site for (site, _), entry in gains.items() if entry.value.value} == {"all"}
+    for measure in asked[0]:
+        assert gains["henan", measure].value.reason == "fewer than 5 patients of one status"
+        hidden = gains["ningxia", measure]
+        assert hidden.value.reason == "it would tell how few another hospital has"
+        assert hidden.comparison is None
+        assert hidden.p_adjusted is None
     before = gains_of(known, *asked, resamples=100)
     assert all(gain.lines["federated"].value.value is not None for gain in before)
 
@@ -151,3 +154,31 @@ def test_measures_follow_from_the_tasks_unless_they_are_chosen() -> None:
     ]
     chosen = STUDY.model_copy(update={"measures": ("idh.specificity",)})
     assert measures_of(chosen, [Task.IDH]) == ["idh.specificity"]
+
+
+def test_there_is_no_gain_against_a_row_that_has_no_numbers(known: Known) -> None:
+    local = RowName("A", "local")
+    broken = Known(site=known.site, labels=known.labels, rows=known.rows | {local: Readings()})
+    asked = (["idh.accuracy"], ["A", "B"], ["federated", "local"], (1, 2))
+    assert {gain.arm for gain in gains_of(broken, *asked, resamples=100)} == {"B"}
+
+
+def test_folds_are_the_studys_where_one_of_them_has_no_run(
+    known: Known, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where hospitals only train alone, nobody may be asked in a fold."""
+    only = STUDY.model_copy(update={"protocols": ("local",), "baselines": (), "seeds": (1, 2)})
+    cells = [cell for cell in expand(only, CASES, {}) if cell.fold != 1]
+    kept = Known(known.site, {key: label for key, label in known.labels.items() if key[0] != 1})
+    for row in ORDER[1::2]:
+        numbers = known.rows[row].values[Task.IDH]
+        kept.rows[row] = Readings({Task.IDH: {key: numbers[key] for key in kept.labels}})
+    monkeypatch.setattr(study_run, "_taken", lambda *_: (kept, {}, {}))
+    gathering = SimpleNamespace(cases=CASES, synthetic=True, cohorts=())
+    request: Any = SimpleNamespace(study=only, gathering=gathering, out=tmp_path, given={})
+    prepared: Any = {PrepareSettings.of(cell.settings): SimpleNamespace(cases=()) for cell in cells}
+    found = study_run.collect(request, cells, prepared, {})
+    assert found.fold_names == [division.name for division in divide(only, CASES, cells[0].settings)]
+    assert found.folds == 3
+    by_fold = found.lines[0].entries["idh.accuracy"].by_fold
+    assert [fold[0] is None for fold in by_fold] == [False, True, False]

@@ -11,7 +11,7 @@ from fedglioma.data.prepare import PIPELINE_VERSION
 from fedglioma.errors import ProtocolError
 from fedglioma.scale import LandmarkSums, fit_scale
 from fedglioma.training.learner import EQUAL_COUNTS, initial_learner
-from fedglioma.training.released import read_config, take_over, taken_scale
+from fedglioma.training.released import networks_apart, read_config, take_over, taken_scale
 from fedglioma.weights import pack
 from tests.federation_fixture import assert_same_bits
 from tests.release_fixture import run_record, small_settings, write_release
@@ -124,3 +124,31 @@ def test_scale_of_another_preparation_or_of_none_is_not_taken_over(tmp_path: Pat
     assert taken_scale(tmp_path / "old", settings) is None
     write_release(tmp_path / "own", small_settings())
     assert taken_scale(tmp_path / "own", settings) is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        ({"head_act": "none"}, {}, "head_act none there, leaky_relu here"),
+        ({"guide_mode": "max_prob"}, {}, "guide_mode max_prob there, p_mut here"),
+        ({"path2": "t2"}, {"path2": "flair"}, "path2 t2 there, flair here"),
+        ({"guide": "idh"}, {"guide": "atrx"}, "guide idh there, atrx here"),
+    ],
+)
+def test_networks_that_use_the_same_weights_otherwise_are_apart(
+    one: dict[str, object], other: dict[str, object], said: str
+) -> None:
+    assert networks_apart(small_settings(**one), small_settings(**other)) == said
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"head_act": "leaky_relu", "guide_mode": "p_mut", "norm": "group"},
+        {"guide_detach": True},
+        {"ldam_input": "logit"},
+        {"lr": 1e-5, "seed": 7},
+    ],
+)
+def test_runs_go_on_from_a_network_that_was_only_trained_otherwise(changed: dict[str, object]) -> None:
+    assert networks_apart(small_settings(), small_settings(**changed)) is None
