@@ -55,13 +55,16 @@ def require_one_scale(config: SiteConfig, run: str, scale: Scale) -> None:
     OSError
         The scale cannot be kept.
     """
+    # A client's state is there, as its audit log is. A made-up hospital of a simulation may have none.
+    if not config.state.is_dir():
+        return
     # The run's name is the coordinator's word, so that it names no file as it stands.
     path = config.state / RUN_SCALES / hashlib.sha256(run.encode()).hexdigest()[:32]
     try:
         first = path.read_text(encoding="ascii").strip()
     except FileNotFoundError:
         first = scale.id
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         with replacing(path) as file:
             file.write(f"{first}\n".encode())
     if first != scale.id:
