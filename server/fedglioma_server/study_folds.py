@@ -214,7 +214,7 @@ def _lacking(known: Known, task: Task, rows: Sequence[RowName], row: RowName) ->
     others = {key for other in rows for key in known.rows[other].values[task]}
     lacked = [key for key in others if key not in own and _has_target(known, task, rows, key)]
     # Of hospitals that train alone some may have no model; what that means for the others is told there.
-    if not lacked or row.protocol in ("local", "finetuned"):
+    if not lacked or row.protocol in OWN_MODELS:
         return ""
     return f"no number for {shown(len(lacked))} cases, which are left out of every row"
 
